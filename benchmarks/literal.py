@@ -1,0 +1,40 @@
+"""The paper as it is printed: an erased copy of the features for every class and every step.
+
+Eq. 1, 2 and 7 and the erasure of Sec. 3.2, with torch and scikit-image; no heatmap and no boxes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from skimage import measure
+from torch import Tensor
+
+
+def literal(features: Tensor, weight: Tensor, steps: int = 3) -> tuple[Tensor, Tensor]:
+    """features [N, D, H, W], weight [C, D]: erased_at [N, C, H, W] uint8, logits [N, C, T]."""
+    features = features.to(torch.float32)
+    n, _, height, width = features.shape
+    c = weight.shape[0]
+    erased_at = torch.zeros(n, c, height, width, dtype=torch.uint8)
+    logits = torch.zeros(n, c, steps)
+    for t in range(1, steps + 1):
+        for k in range(c):
+            alive = erased_at[:, k] == 0
+            erased = features * alive[:, None].to(torch.float32)  # Eq. 1
+            logits[:, k, t - 1] = erased.mean((-2, -1)) @ weight[k]  # Eq. 2: GAP, then linear
+            cam = torch.einsum("ndhw,d->nhw", erased, weight[k])  # Eq. 7
+            for i in range(n):
+                component = _peak_component(cam[i].numpy(), alive[i].numpy())
+                erased_at[i, k][torch.from_numpy(component)] = t
+    return erased_at, logits
+
+
+def _peak_component(cam: np.ndarray, alive: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    lo, hi = cam[alive].min(), cam[alive].max()
+    if hi == lo:
+        return np.zeros_like(alive)
+    normalized = (cam - lo) / (hi - lo)
+    labels = measure.label(alive & (normalized >= threshold), connectivity=2)
+    peak = np.where(alive, cam, -np.inf).argmax()
+    return labels == labels.flat[peak]

@@ -1,0 +1,1 @@
+"""Archives: reading images and tables, the pipeline, and the folder of findings."""

@@ -1,0 +1,236 @@
+"""What the commands ``mine`` and ``train`` do, apart from talking: everything is checked before any
+work begins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from cxr_fast.archive.chestxray14 import read_boxes, read_labels
+from cxr_fast.archive.findings import open_run
+from cxr_fast.archive.images import ImageList, list_images, read_image
+from cxr_fast.archive.overlays import (
+    MinedClass,
+    Truth,
+    draw_overlay,
+    step_maps,
+    truths_by_name,
+    write_overlay,
+)
+from cxr_fast.archive.pipeline import (
+    Progress,
+    Readings,
+    RunOptions,
+    RunReport,
+    mine_archive,
+    run_settings,
+)
+from cxr_fast.config import BOXED_FINDINGS
+from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
+from cxr_fast.models import Architecture, ModelCard, save_checkpoint
+from cxr_fast.training import TrainingSettings, load_archive, provenance, train_base
+
+# Classes drawn on one overlay.
+_DRAWN = 3
+
+
+@dataclass(frozen=True)
+class MiningJob:
+    """A run that may begin: model loaded, images listed, arguments checked."""
+
+    images: ImageList
+    miner: Miner
+    out: Path
+    settings: dict[str, Any]
+    options: RunOptions
+    truth: Mapping[str, Sequence[Truth]]
+    overlays: int
+    threads: int
+
+    @property
+    def summary(self) -> str:
+        """One line for the person who waits."""
+        dtype = str(self.miner.dtype).removeprefix("torch.")
+        size = self.miner.card.input_size
+        return (
+            f"{len(self.images)} images, {len(self.miner.card.class_names)} classes, {size}x{size} "
+            f"{dtype} on {self.miner.device}, {self.threads} threads -> {self.out}"
+        )
+
+    def run(self, progress: Progress | None = None) -> RunReport:
+        """Mine what the folder lacks. Raises RunFolderError, before any work, if it may not."""
+        with open_run(self.out, self.settings) as folder:
+            return mine_archive(
+                self.images,
+                self.miner,
+                folder,
+                self.options,
+                self.threads,
+                progress,
+                self._draw if self.overlays else None,
+            )
+
+    def _draw(self, readings: Readings, mined: Mined) -> None:
+        for row, position in enumerate(readings.readable):
+            if position >= self.overlays:
+                return
+            image_id = self.images.image_ids[position]
+            truth = self.truth.get(PurePosixPath(image_id).name, ())
+            classes = _classes_to_draw(self.miner, mined, row, truth)
+            picture = draw_overlay(read_image(self.images.path(position)), image_id, classes, truth)
+            write_overlay(self.out / "overlays", image_id, picture)
+
+
+def prepare(
+    images: str,
+    model: str,
+    out: Path,
+    classes: str,
+    labels: Path | None,
+    truth: Path | None,
+    overlays: int,
+    min_probability: float,
+    precision: Precision,
+    batch_size: int,
+    device: str,
+    threads: int,
+) -> MiningJob:
+    """Checks the arguments of ``cxr-fast mine`` and loads what they name; writes nothing.
+
+    Raises FileNotFoundError or ValueError, in a sentence, for anything that is missing or wrong.
+    """
+    if (classes == "labels") != (labels is not None):
+        raise ValueError(
+            "--classes labels and --labels CSV go together: the table says which classes each image "
+            "is mined for; give both, or neither for all classes"
+        )
+    if not model_path(model).is_file():
+        raise FileNotFoundError(
+            f"--model must be a checkpoint file or 'demo', but {model_path(model)} is not a file; "
+            "train one with `cxr-fast train`, or try --model demo"
+        )
+    _require_writable(out)
+    miner = load_miner(model, precision=precision, device=device)
+    listed = list_images(images)
+    wanted = _classes_by_image(listed, labels, miner.card.class_names) if labels else None
+    options = RunOptions(batch_size=batch_size, min_probability=min_probability, classes_of=wanted)
+    truths = truths_by_name(*_box_columns(truth)) if truth else {}
+    settings = run_settings(listed, miner, model_digest(model), options)
+    return MiningJob(listed, miner, out, settings, options, truths, overlays, threads)
+
+
+def _require_writable(out: Path) -> None:
+    """Before the minutes that models and listings take; opening the run looks again."""
+    parent = out
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if parent == out and not out.is_dir():
+        raise ValueError(f"--out must be a folder, but {out} is a file; name another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
+
+
+def _box_columns(table: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    boxes = read_boxes(table)
+    return boxes.images, boxes.findings, boxes.boxes
+
+
+def _classes_by_image(
+    images: ImageList, labels: Path, class_names: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    table = read_labels(labels)
+    columns = [
+        (class_index, table.findings.index(name))
+        for class_index, name in enumerate(class_names)
+        if name in table.findings
+    ]
+    row_of = {name: row for row, name in enumerate(table.images)}
+    wanted = {}
+    for image_id in images.image_ids:
+        row = row_of.get(PurePosixPath(image_id).name)
+        if row is not None:
+            wanted[image_id] = tuple(c for c, column in columns if table.matrix[row, column])
+    if not wanted:
+        raise ValueError(
+            f"{labels} names none of the {len(images)} images; give the label table of this archive"
+        )
+    return wanted
+
+
+def _classes_to_draw(miner: Miner, mined: Mined, row: int, truth: Sequence[Truth]) -> list[MinedClass]:
+    """The classes with true boxes, then the most probable ones."""
+    names = miner.card.class_names
+    probability = mined.probability[row].float().cpu().numpy()
+    true = list(dict.fromkeys(names.index(t.finding) for t in truth if t.finding in names))
+    ranked = [int(c) for c in np.argsort(-probability) if int(c) not in true]
+    cam, attention, heatmap, found = mined.result[1:]
+    drawn = []
+    for c in (true + ranked)[:_DRAWN]:
+        count = int(found.counts[row, c])
+        steps = step_maps(
+            cam[row, c].float().cpu().numpy(),
+            attention.erased_at[row, c].cpu().numpy(),
+            attention.extent[row, c].cpu().numpy(),
+        )
+        drawn.append(
+            MinedClass(
+                names[c],
+                float(probability[c]),
+                steps,
+                heatmap[row, c].cpu().numpy(),
+                found.boxes[row, c, :count].cpu().numpy(),
+                found.scores[row, c, :count].cpu().numpy(),
+            )
+        )
+    return drawn
+
+
+def train(
+    archive: Path, out: Path, threads: int, values: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """What ``cxr-fast train`` does: read, train, write one checkpoint."""
+    settings = TrainingSettings(
+        **{
+            name: values[name]
+            for name in (
+                "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay", "balance",
+                "seed",
+            )
+        }
+    )  # fmt: skip
+    card = ModelCard(
+        Architecture(values["backbone"], values["msa"], values["width"], int(values["in_channels"])),
+        BOXED_FINDINGS,
+        values["input_size"],
+    )
+    _require_writable(out.parent)
+    torch.set_num_threads(threads)
+    data = load_archive(archive, card.input_size, card.class_names, threads=threads)
+    say(f"{len(data.images)} images of {len(np.unique(data.patients))} patients")
+
+    def progress(epoch: int, epochs: int, loss: float, auroc: np.ndarray) -> None:
+        say(f"epoch {epoch}/{epochs}  loss {loss:.4f}  mean AUROC {np.nanmean(auroc):.3f}")
+
+    trained = train_base(data, card, settings, progress)
+    described = ModelCard(
+        card.architecture,
+        card.class_names,
+        card.input_size,
+        card.mean,
+        card.std,
+        card.mining,
+        provenance(archive, settings, trained),
+    )
+    save_checkpoint(
+        out, trained.model, described, dtype=torch.float16 if values["half"] else torch.float32
+    )
+    for name, value in zip(card.class_names, trained.auroc, strict=True):
+        say(f"{name:20s} AUROC {value:.3f}")
+    say(f"best epoch {trained.epoch} -> {out}")

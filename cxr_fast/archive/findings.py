@@ -1,0 +1,353 @@
+"""The folder that a mining run writes: boxes and errors as Parquet, safe against a kill.
+
+    DIR/run.json                      the run's settings
+    DIR/findings/part-00000.parquet   one row a box; one part a shard of images
+    DIR/errors/part-00000.parquet     the shard's unreadable images; absent where there are none
+    DIR/errors.parquet                all of them; written when the run ends, even when empty
+    DIR/.lock                         held, not merely present, while a run is at work
+
+A shard counts as finished when its findings part has its name. Every file is written under a
+temporary name in its own folder, synced, and renamed; the errors part goes first, so a finished
+shard is complete. A part that has its name is never written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FINDINGS_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("class", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("rank", pa.int8(), nullable=False),
+        *(pa.field(edge, pa.float32(), nullable=False) for edge in ("x1", "y1", "x2", "y2")),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("probability", pa.float32(), nullable=False),
+    ]
+)
+ERRORS_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+_FORMAT = "cxr_fast mining run, version 1"
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+_TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
+_NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class RunFolderError(RuntimeError):
+    """A folder that a run may not write to; the message says why and what to do."""
+
+
+class RunFolder:
+    """One run's folder, held by this process until it is closed. Made by ``open_run``."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], lock: int) -> None:
+        self.path = path
+        self.settings = settings
+        self._lock = lock
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the folder. A second call does nothing."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def finished_shards(self) -> set[int]:
+        """Return the shards whose rows are in the folder for good, from this run or an earlier."""
+        return set(_parts(self.path / "findings"))
+
+    def write_shard(
+        self,
+        shard: int,
+        findings: pa.Table | Mapping[str, Any],
+        errors: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Commit one shard; see the function ``write_shard``."""
+        if self._lock < 0:
+            raise ValueError(f"the run in {self.path} is closed")
+        write_shard(self.path, shard, findings, errors)
+
+    def finish(self, shards: int) -> None:
+        """Write errors.parquet, all shards' errors in their order.
+
+        Raises ValueError unless exactly the shards 0 .. shards - 1 are finished.
+        """
+        finished = self.finished_shards()
+        if finished != set(range(shards)):
+            odd = sorted(finished ^ set(range(shards)))
+            raise ValueError(
+                f"the run in {self.path} has {len(finished)} finished shards, expected 0 to"
+                f" {shards - 1}; the first that is missing or too many is {odd[0]}"
+            )
+        _write_table(self.path / "errors.parquet", read_errors(self.path))
+
+
+def open_run(out: str | Path, settings: Mapping[str, Any]) -> RunFolder:
+    """Take a folder for a run, make it when missing, or go on with an unfinished run in it.
+
+    ``settings`` is everything that decides the run's rows, as JSON values (tuples count as lists).
+    Temporary files of a killed run, and errors of a shard that it did not finish, are removed.
+
+    Raises RunFolderError, before anything is written, if the folder cannot be written to, holds
+    files but no run, holds a run with other settings (the message lists them, old -> new), or is
+    in use by a live process; and TypeError or ValueError if the settings are not JSON.
+    """
+    path = Path(out)
+    wanted: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Looked at twice: before the lock file is made, so that a folder that is not ours stays as
+        # it is, and under the lock, so that no other process changes it in between.
+        _refuse_other(path, wanted)
+        lock = _take_lock(path)
+    except RunFolderError:
+        raise
+    except FileExistsError as error:
+        raise RunFolderError(f"{path} is a file, not a folder") from error
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {path}: {error.strerror}") from error
+    try:
+        if not _refuse_other(path, wanted):
+            document = {"format": _FORMAT, "settings": wanted}
+            text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
+            with _replacing(path / "run.json") as file:
+                file.write(text.encode("utf-8") + b"\n")
+        _prepare(path)
+    except OSError as error:
+        os.close(lock)
+        raise RunFolderError(f"cannot write to {path}: {error.strerror}") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return RunFolder(path, wanted, lock)
+
+
+def write_shard(
+    path: str | Path,
+    shard: int,
+    findings: pa.Table | Mapping[str, Any],
+    errors: Iterable[tuple[str, str]] = (),
+) -> None:
+    """Commit one shard of the run in ``path``: after the return it survives a power cut.
+
+    ``findings`` is a table, or columns, of ``FINDINGS_SCHEMA``; ``errors`` are pairs of image_id
+    and reason. It takes no lock, so that worker processes can write for the one that holds it;
+    different shards may be written at the same time.
+
+    Raises FileExistsError if the shard is finished already, ValueError for a shard below 0 or
+    rows that do not fit the schema, OSError if the disk does not take them.
+    """
+    folder = Path(path)
+    if shard < 0:
+        raise ValueError(f"expected a shard of 0 or more, got {shard}")
+    name = f"part-{shard:05d}.parquet"
+    if (folder / "findings" / name).exists():
+        raise FileExistsError(f"shard {shard} of {folder} is finished; it is not written again")
+    table = _findings_table(findings)
+    pairs = list(errors)
+    if pairs:
+        columns = {"image_id": [pair[0] for pair in pairs], "reason": [pair[1] for pair in pairs]}
+        _write_table(folder / "errors" / name, pa.table(columns, schema=ERRORS_SCHEMA))
+    _write_table(folder / "findings" / name, table)
+
+
+def read_findings(path: str | Path) -> pa.Table:
+    """Read all finished shards of a run, in their order, as one table of ``FINDINGS_SCHEMA``.
+
+    Raises RunFolderError if ``path`` holds no run.
+    """
+    return _read_parts(Path(path), "findings", FINDINGS_SCHEMA).unify_dictionaries()
+
+
+def read_errors(path: str | Path) -> pa.Table:
+    """Read the errors of all finished shards of a run, in their order: ``ERRORS_SCHEMA``.
+
+    Raises RunFolderError if ``path`` holds no run.
+    """
+    return _read_parts(Path(path), "errors", ERRORS_SCHEMA)
+
+
+def _findings_table(findings: pa.Table | Mapping[str, Any]) -> pa.Table:
+    names = list(findings.column_names if isinstance(findings, pa.Table) else findings)
+    if sorted(names) != sorted(FINDINGS_SCHEMA.names):
+        raise ValueError(f"expected the columns {FINDINGS_SCHEMA.names}, got {names}")
+    if isinstance(findings, pa.Table):
+        table = findings.select(FINDINGS_SCHEMA.names).cast(FINDINGS_SCHEMA)
+    else:
+        table = pa.table(dict(findings), schema=FINDINGS_SCHEMA)
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a finding has no missing values, but a column holds some")
+    return table
+
+
+def _refuse_other(path: Path, wanted: dict[str, Any]) -> bool:
+    """Tell whether the folder holds a run with these settings; raise if it holds another."""
+    found = _settings_in(path)
+    if found is None:
+        # What a run leaves that was killed before its settings were in place is no obstacle.
+        strange = [n for n in os.listdir(path) if n != ".lock" and not _TEMPORARY.fullmatch(n)]
+        if strange:
+            raise RunFolderError(
+                f"{path} is not empty and holds no run (it has {min(strange)!r}); choose a folder"
+                " that is new or empty"
+            )
+        return False
+    old, new = dict(_flat(found)), dict(_flat(wanted))
+    differing = [
+        f"{key} {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{path} holds a run with other settings: {'; '.join(differing)}. Choose another"
+            " folder, or the old settings to go on with that run"
+        )
+    return True
+
+
+def _settings_in(path: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder, or None where there is no run."""
+    try:
+        document = json.loads((path / "run.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise RunFolderError(f"{path / 'run.json'} is not of this program; choose another folder")
+    settings: dict[str, Any] = document["settings"]
+    return settings
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """List nested settings as pairs of a dotted key and the value's JSON."""
+    if isinstance(value, dict) and (value or not key):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, json.dumps(value, ensure_ascii=False)
+
+
+def _take_lock(path: Path) -> int:
+    """Lock the folder; the system lets go of the descriptor's lock when the process dies."""
+    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
+        os.close(lock)
+        message = f"{path} is in use by another run ({owner}); wait for it, or choose another folder"
+        raise RunFolderError(message) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            os.close(lock)
+            raise
+        # Some cluster file systems have no locks. Two runs would do the work twice, but each part
+        # is still whole, and the same settings write the same rows.
+        warnings.warn(f"the file system of {path} has no locks: start one run only", stacklevel=3)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return lock
+
+
+def _prepare(path: Path) -> None:
+    """Make the folders of a run, and clear what a killed run left half done."""
+    for folder in (path, path / "findings", path / "errors"):
+        folder.mkdir(exist_ok=True)
+        for name in os.listdir(folder):
+            if _TEMPORARY.fullmatch(name):
+                (folder / name).unlink()
+        # Tried now: hours of work must not end at the first part that cannot be written.
+        with _replacing(folder / ".probe"):
+            pass
+        (folder / ".probe").unlink()
+    finished = _parts(path / "findings")
+    for shard, part in _parts(path / "errors").items():
+        if shard not in finished:
+            part.unlink()
+    _sync_folder(path)
+    _sync_folder(path.absolute().parent)
+
+
+def _parts(folder: Path) -> dict[int, Path]:
+    """List the parts in a folder by shard, in order."""
+    try:
+        matches = [_PART.fullmatch(name) for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return {}
+    return {int(m.group(1)): folder / m.group() for m in sorted(filter(None, matches), key=_shard)}
+
+
+def _shard(match: re.Match[str]) -> int:
+    return int(match.group(1))
+
+
+def _read_parts(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
+    if _settings_in(path) is None:
+        raise RunFolderError(f"{path} holds no mining run (there is no run.json in it)")
+    finished = _parts(path / "findings")
+    parts = [part for shard, part in _parts(path / kind).items() if shard in finished]
+    # Each file on its own: pyarrow would otherwise read a folder's name as a partition.
+    tables = [pq.read_table(part, schema=schema, partitioning=None) for part in parts]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with _replacing(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name; it has its own name once it is whole and on disk."""
+    # Hidden, and without the suffix: no reader of *.parquet takes it for a part.
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

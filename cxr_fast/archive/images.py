@@ -1,0 +1,125 @@
+"""From a source of images to the network's input: list, read, resize.
+
+``list_images`` names the files, ``read_image`` gives grey pixels at full size, and ``to_input``
+what a network takes. All three may run in many threads at once: decoding and resizing release the
+GIL, and nothing here is shared.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_fast import _numpy_ops
+from cxr_fast.archive.decode import HEAD_BYTES, Pixels, UnreadableImage, check_type, decode
+from cxr_fast.archive.sources import ImageList, file_name, image_id_of, list_images
+
+__all__ = [
+    "ImageList",
+    "UnreadableImage",
+    "file_name",
+    "image_id_of",
+    "list_images",
+    "read_image",
+    "resize",
+    "to_input",
+]
+
+MAX_PIXELS = 2**28
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# The process is out of a resource: no fault of the image, and not to be booked as one.
+_NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def read_image(
+    path_or_bytes: str | Path | bytes | bytearray | memoryview, *, max_pixels: int = MAX_PIXELS
+) -> Pixels:
+    """Read a PNG or JPEG, given as a path or as the file's bytes, to grey pixels [H, W].
+
+    uint16 for 16-bit grey PNG, else uint8 (16-bit colour, or grey with alpha, is cut to 8 bits).
+    Colour becomes ITU-R 601 luma. Transparent pixels are composited on black, and an alpha that is
+    opaque everywhere (some NIH files) changes nothing. The EXIF orientation is honoured: pixels,
+    and boxes on them, are those of the upright picture. Colour profiles and gamma are ignored.
+
+    Raises UnreadableImage with a short reason: the file is missing, may not be read, is no regular
+    file, is empty, of another type, truncated or corrupt, or its header claims no pixels or more
+    than ``max_pixels``. A JPEG holds no checksum: damage inside its scan that forges no marker
+    cannot be told from content. MemoryError, and OSError for a process out of file handles, pass.
+    """
+    if isinstance(path_or_bytes, (str, Path)):
+        return decode(_read_file(os.fspath(path_or_bytes), max_pixels), max_pixels)
+    return decode(bytes(path_or_bytes), max_pixels)
+
+
+def to_input(image: Pixels, size: int) -> NDArray[np.float32]:
+    """Scale an image [H, W], uint8 or uint16, to float32 [size, size] in [0, 1]; see ``resize``.
+
+    uint8 is divided by 255 and uint16 by 65535. Raises ValueError on anything else.
+    """
+    if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"expected an image [H, W] of uint8 or uint16, got {list(image.shape)} of"
+            f" {image.dtype}; read it with read_image"
+        )
+    return _resized(image, size, 1.0 / np.iinfo(image.dtype).max)
+
+
+def resize(image: Pixels, size: int) -> NDArray[np.float32]:
+    """Stretch an image [H, W] to float32 [size, size], bilinear with antialiasing.
+
+    The definition, for each axis of n pixels on its own: with s = n / size, output i is the mean
+    of the pixels j weighted with the triangle max(0, 1 - |j + 0.5 - (i + 0.5) s| / max(s, 1)),
+    where pixels beyond the edge have weight 0. That is plain bilinear (half-pixel centres) when it
+    enlarges, and widens by s when it reduces, so that no pixel of a fine structure is skipped.
+    Pixels are not rounded on the way: unlike an 8-bit resize, the result keeps its fractions.
+
+    Raises ValueError if ``size`` or an axis of the image is less than 1.
+    """
+    return _resized(image, size, 1.0)
+
+
+def _resized(image: Pixels, size: int, scale: float) -> NDArray[np.float32]:
+    if size < 1 or 0 in image.shape:
+        raise ValueError(f"cannot resize {list(image.shape)} to {size} x {size}: both need pixels")
+    resized: NDArray[np.float32] = _numpy_ops.resize(np.ascontiguousarray(image), size, scale)
+    return resized
+
+
+def _read_file(path: str, max_pixels: int) -> bytes:
+    try:
+        # Looked at before it is opened: opening a pipe waits, opening a device may act.
+        status = os.stat(path)
+        for is_kind, kind in _KINDS:
+            if is_kind(status.st_mode):
+                raise UnreadableImage(f"{kind}, not a file")
+        # Unbuffered, and without waiting, should it have become a pipe since.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
+            head = file.read(HEAD_BYTES)
+            check_type(head)
+            # Pixels that are allowed take no more than this, compressed, plus texts and profiles.
+            limit = 2 * max_pixels + 2**24
+            if status.st_size > limit:
+                raise UnreadableImage(f"a file of {status.st_size} bytes, more than {limit}")
+            return head + file.readall()
+    except ValueError as error:  # a NUL in the name, from a CSV
+        raise UnreadableImage("no such file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnreadableImage("no such file") from error
+    except PermissionError as error:
+        raise UnreadableImage("no permission to read it") from error
+    except OSError as error:
+        if error.errno in _NOT_THE_IMAGE:
+            raise
+        raise UnreadableImage(f"cannot be read: {os.strerror(error.errno or 0)}") from error

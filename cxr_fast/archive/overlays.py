@@ -1,0 +1,143 @@
+"""Pictures of mined images like the paper's Fig. 2: each step's heatmap, their aggregate, the boxes.
+
+A row a class: the image with the found boxes in green and the true ones in red, the normalised CAM of
+each step (erased pixels left grey), and the aggregated heatmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+GREEN, RED, WHITE = (70, 220, 90), (255, 70, 60), (235, 235, 235)
+PANEL, MARGIN, CAPTION = 320, 8, 22
+
+# Corners of a perceptual ramp from black-blue through red to light yellow, readable in grey as well.
+_RAMP = np.array(
+    [(0, 0, 30), (60, 10, 110), (150, 30, 110), (220, 70, 60), (250, 160, 30), (252, 250, 170)],
+    float,
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One true box: finding and (x1, y1, x2, y2) in original pixels."""
+
+    finding: str
+    box: tuple[float, float, float, float]
+
+
+class MinedClass(NamedTuple):
+    """One class of one image: name, probability, step maps [T, H, W] with NaN where erased, the
+    heatmap [H, W], boxes [K, 4] in original pixels and scores [K].
+    """
+
+    name: str
+    probability: float
+    steps: NDArray[np.float32]
+    heatmap: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+def step_maps(
+    cam: NDArray[np.float32], erased_at: NDArray[np.uint8], extent: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The normalised CAM of each step, [T, H, W], NaN on pixels that earlier steps erased."""
+    maps = []
+    for t, (lo, hi) in enumerate(extent, start=1):
+        spread = hi - lo if hi > lo else np.float32(1)
+        alive = (erased_at == 0) | (erased_at >= t)
+        maps.append(np.where(alive, (cam - lo) / spread, np.nan).astype(np.float32))
+    return np.stack(maps)
+
+
+def draw_overlay(
+    image: NDArray[np.uint8] | NDArray[np.uint16],
+    title: str,
+    classes: Sequence[MinedClass],
+    truth: Sequence[Truth] = (),
+) -> Image.Image:
+    """The picture of one image; ``image`` [H, W] at its original size."""
+    height, width = image.shape
+    scale = PANEL / max(height, width)
+    panel_size = max(1, round(width * scale)), max(1, round(height * scale))
+    grey = Image.fromarray(_eight_bit(image)).resize(panel_size, Image.Resampling.BOX)
+    columns = 2 + max((len(mined.steps) for mined in classes), default=0)
+    cell = panel_size[0] + MARGIN, panel_size[1] + MARGIN + CAPTION
+    sheet = Image.new(
+        "RGB", (MARGIN + columns * cell[0], CAPTION + len(classes) * cell[1]), (18, 18, 20)
+    )
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    pen.text((MARGIN, 4), f"{title}    green: mined, red: truth", fill=WHITE, font=font)
+    for row, mined in enumerate(classes):
+        boxes = grey.convert("RGB")
+        _draw_boxes(boxes, mined, truth, scale)
+        panels = [(f"{mined.name}  p = {mined.probability:.2f}", boxes)]
+        panels += [
+            (f"step {t}", _coloured(grey, values)) for t, values in enumerate(mined.steps, start=1)
+        ]
+        panels.append(("aggregated", _coloured(grey, mined.heatmap)))
+        for column, (caption, panel) in enumerate(panels):
+            corner = MARGIN + column * cell[0], CAPTION + row * cell[1]
+            pen.text((corner[0], corner[1] + 3), caption, fill=WHITE, font=font)
+            sheet.paste(panel, (corner[0], corner[1] + CAPTION))
+    return sheet
+
+
+def _eight_bit(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+
+
+def _coloured(grey: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+    """The map in colour over the picture; pixels without a value stay grey."""
+    known = np.isfinite(values)
+    level = np.clip(np.nan_to_num(values), 0, 1)
+    small = Image.fromarray(level.astype(np.float32)).resize(grey.size, Image.Resampling.BILINEAR)
+    covered = Image.fromarray(known.astype(np.uint8) * 255).resize(grey.size, Image.Resampling.NEAREST)
+    position = np.asarray(small)[..., None] * (len(_RAMP) - 1)
+    lower = np.clip(position.astype(int), 0, len(_RAMP) - 2)[..., 0]
+    colour = _RAMP[lower] + (position - lower[..., None]) * (_RAMP[lower + 1] - _RAMP[lower])
+    # The stronger the map, the less of the picture shows through.
+    opacity = (0.25 + 0.4 * np.asarray(small)[..., None]) * (np.asarray(covered)[..., None] > 0)
+    base = np.asarray(grey.convert("RGB"), dtype=float)
+    return Image.fromarray(np.rint(base * (1 - opacity) + colour * opacity).astype(np.uint8))
+
+
+def _draw_boxes(picture: Image.Image, mined: MinedClass, truth: Sequence[Truth], scale: float) -> None:
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(11)
+    for true in truth:
+        if true.finding == mined.name:
+            pen.rectangle([edge * scale for edge in true.box], outline=RED, width=2)
+    for box, score in zip(mined.boxes, mined.scores, strict=True):
+        x1, y1, x2, y2 = (float(edge) * scale for edge in box)
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=GREEN, width=2)
+        pen.text((x1 + 3, y1 + 2), f"{score:.2f}", fill=GREEN, font=font)
+
+
+def truths_by_name(
+    images: Sequence[str], findings: Sequence[str], boxes: NDArray[np.float32]
+) -> Mapping[str, list[Truth]]:
+    """True boxes of each image's file name."""
+    by_name: dict[str, list[Truth]] = {}
+    for name, finding, (x1, y1, x2, y2) in zip(images, findings, boxes.tolist(), strict=True):
+        by_name.setdefault(name, []).append(Truth(finding, (x1, y1, x2, y2)))
+    return by_name
+
+
+def write_overlay(folder: Path, image_id: str, picture: Image.Image) -> Path:
+    """Saves under a name made of the image's id; whole or not at all."""
+    target = folder / (image_id.replace("/", "__") + ".overlay.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".unfinished")
+    picture.save(unfinished, format="PNG")
+    unfinished.replace(target)
+    return target

@@ -1,0 +1,283 @@
+"""Mining a whole source of images into a run folder.
+
+Images keep their order and are cut into shards, shards into batches; a batch never crosses a shard
+and the last one is padded, so that every row depends on the images, the model and the settings alone.
+
+On a processor each worker thread carries a batch from file to findings, with one thread for the
+network: no barriers, no waiting, and rows that do not depend on how many cores there are. On a GPU
+the workers only read, a few batches ahead, and the main thread feeds the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cxr_fast import __version__
+from cxr_fast.archive.findings import RunFolder, read_errors
+from cxr_fast.archive.images import ImageList, UnreadableImage, read_image, to_input
+from cxr_fast.mining import Findings, Mined, Miner, findings_of
+
+# Called after every batch: images done in this run, images to do in all, and what the time went to.
+Progress = Callable[[int, int, "Stages"], None]
+
+
+class Batch(NamedTuple):
+    """Positions [first, last) of the image list, all of one shard."""
+
+    shard: int
+    first: int
+    last: int
+
+
+class Readings(NamedTuple):
+    """A batch as the network takes it: images float32 [B, S, S] (padding is 0), sizes [B, 2]."""
+
+    images: torch.Tensor
+    sizes: torch.Tensor
+    readable: tuple[int, ...]  # positions in the image list, in order
+    errors: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Stages:
+    """Seconds that workers spent on each stage, summed over threads."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "network"), 0.0))
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Thread-safe."""
+        with self._lock:
+            self.seconds[stage] += seconds
+
+    def limit(self) -> str:
+        """The stage that most time goes to, with its share."""
+        total = sum(self.seconds.values())
+        if total == 0:
+            return "starting"
+        stage = max(self.seconds, key=lambda name: self.seconds[name])
+        label = {"read": "reading images", "network": "the network"}[stage]
+        return f"{label} ({self.seconds[stage] / total:.0%} of the time)"
+
+
+class RunReport(NamedTuple):
+    """What a run did: images of this run, of the archive, unreadable ones, boxes, seconds."""
+
+    images: int
+    total: int
+    unreadable: int
+    boxes: int
+    seconds: float
+    stages: Stages
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What decides a run's rows besides the images and the model."""
+
+    batch_size: int = 8
+    shard_size: int = 1024
+    min_probability: float = 0.0
+    # Class indices of each image_id, or None for all classes of all images.
+    classes_of: Mapping[str, Sequence[int]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.shard_size < 1:
+            raise ValueError(
+                f"batch_size and shard_size must be at least 1, but are {self.batch_size} and "
+                f"{self.shard_size}"
+            )
+        if not 0.0 <= self.min_probability <= 1.0:
+            raise ValueError(f"min_probability must be from 0 to 1, but is {self.min_probability}")
+
+
+def run_settings(
+    images: ImageList, miner: Miner, model_digest: str, options: RunOptions
+) -> dict[str, Any]:
+    """What run.json records: two runs with equal settings have equal rows."""
+    digest = hashlib.sha256("\0".join(images.image_ids).encode()).hexdigest()
+    classes = "all"
+    if options.classes_of is not None:
+        chosen = sorted((name, sorted(c)) for name, c in options.classes_of.items())
+        classes = "labels " + hashlib.sha256(repr(chosen).encode()).hexdigest()
+    return {
+        "images": {"count": len(images), "sha256_of_ids": digest},
+        "model": {"sha256": model_digest, "class_names": list(miner.card.class_names)},
+        "mining": asdict(miner.settings),
+        "precision": str(miner.dtype).removeprefix("torch."),
+        "device": miner.device.type,
+        "batch_size": options.batch_size,
+        "shard_size": options.shard_size,
+        "classes": classes,
+        "min_probability": options.min_probability,
+        "cxr_fast": __version__,
+    }
+
+
+def mine_archive(
+    images: ImageList,
+    miner: Miner,
+    run: RunFolder,
+    options: RunOptions,
+    threads: int,
+    progress: Progress | None = None,
+    inspect: Callable[[Readings, Mined], None] | None = None,
+) -> RunReport:
+    """Mine every shard that ``run`` lacks and finish it.
+
+    ``inspect`` sees every batch after its findings, in any order of batches (it draws overlays).
+    Raises OSError if the folder takes no more; what was committed stays, and the same call goes on.
+    """
+    started = time.perf_counter()
+    shards = -(-len(images) // options.shard_size)
+    todo = sorted(set(range(shards)) - run.finished_shards())
+    total = sum(_shard_end(s, images, options) - s * options.shard_size for s in todo)
+    stages = Stages()
+    inline = miner.device.type == "cpu"
+
+    def read(batch: Batch) -> Readings:
+        with _Timed(stages, "read"):
+            return read_batch(images, batch, miner.card.input_size, options.batch_size)
+
+    def mine(readings: Readings) -> tuple[Findings, Readings]:
+        with _Timed(stages, "network"):
+            mined = miner.mine(readings.images, readings.sizes)
+            wanted = None
+            if options.classes_of is not None:
+                names = (images.image_ids[position] for position in readings.readable)
+                wanted = [options.classes_of.get(name, ()) for name in names]
+            findings = findings_of(
+                mined, wanted, options.min_probability, images=len(readings.readable)
+            )
+        if inspect:
+            inspect(readings, mined)
+        return findings, readings
+
+    def work(batch: Batch) -> tuple[Findings, Readings] | Readings:
+        return mine(read(batch)) if inline else read(batch)
+
+    done = boxes = 0
+    waiting: list[tuple[Findings, Readings]] = []
+    with ThreadPoolExecutor(threads, initializer=_one_thread_each if inline else None) as pool:
+        batches = [b for shard in todo for b in _batches(shard, images, options)]
+        for batch, outcome in _in_order(pool, work, batches, ahead=threads + 2):
+            waiting.append(mine(outcome) if isinstance(outcome, Readings) else outcome)
+            done += batch.last - batch.first
+            boxes += len(waiting[-1][0].rank)
+            if batch.last == _shard_end(batch.shard, images, options):
+                _write(run, batch.shard, waiting, images, miner)
+                waiting = []
+            if progress:
+                progress(done, total, stages)
+    run.finish(shards)
+    unreadable = _count_rows(run)
+    return RunReport(done, len(images), unreadable, boxes, time.perf_counter() - started, stages)
+
+
+def read_batch(images: ImageList, batch: Batch, input_size: int, batch_size: int) -> Readings:
+    """Read and resize a batch; what cannot be read is listed with its reason and left out."""
+    pixels = torch.zeros(batch_size, input_size, input_size)
+    sizes = torch.ones(batch_size, 2, dtype=torch.float64)
+    readable: list[int] = []
+    errors: list[tuple[str, str]] = []
+    for position in range(batch.first, batch.last):
+        try:
+            image = read_image(images.path(position))
+        except UnreadableImage as error:
+            errors.append((images.image_ids[position], error.reason))
+            continue
+        row = len(readable)
+        pixels[row] = torch.from_numpy(to_input(image, input_size))
+        sizes[row] = torch.tensor(image.shape, dtype=torch.float64)
+        readable.append(position)
+    return Readings(pixels, sizes, tuple(readable), tuple(errors))
+
+
+def _one_thread_each() -> None:
+    # The number of threads inside an operator belongs to the thread that calls it.
+    torch.set_num_threads(1)
+
+
+def _shard_end(shard: int, images: ImageList, options: RunOptions) -> int:
+    return min((shard + 1) * options.shard_size, len(images))
+
+
+def _batches(shard: int, images: ImageList, options: RunOptions) -> Iterator[Batch]:
+    end = _shard_end(shard, images, options)
+    for first in range(shard * options.shard_size, end, options.batch_size):
+        yield Batch(shard, first, min(first + options.batch_size, end))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[Batch], Any],
+    batches: Sequence[Batch],
+    ahead: int,
+) -> Iterator[tuple[Batch, Any]]:
+    """Outcomes in the order of the batches, with at most ``ahead`` of them under way: memory stays
+    what it is however long the archive.
+    """
+    under_way: deque[tuple[Batch, Future[Any]]] = deque()
+    try:
+        for batch in batches:
+            under_way.append((batch, pool.submit(work, batch)))
+            if len(under_way) > ahead:
+                first, future = under_way.popleft()
+                yield first, future.result()
+        while under_way:
+            first, future = under_way.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in under_way:
+            future.cancel()
+
+
+class _Timed:
+    """Adds the time of a ``with`` block to a stage."""
+
+    def __init__(self, stages: Stages, stage: str) -> None:
+        self.stages, self.stage = stages, stage
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.stages.add(self.stage, time.perf_counter() - self.started)
+
+
+def _write(
+    run: RunFolder,
+    shard: int,
+    outcomes: Sequence[tuple[Findings, Readings]],
+    images: ImageList,
+    miner: Miner,
+) -> None:
+    columns: dict[str, list[Any]] = {name: [] for name in ("image_id", "class")}
+    parts: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("rank", "boxes", "score", "probability")
+    }
+    errors: list[tuple[str, str]] = []
+    for findings, readings in outcomes:
+        columns["image_id"] += [images.image_ids[readings.readable[row]] for row in findings.image]
+        columns["class"] += [miner.card.class_names[c] for c in findings.class_index]
+        for name, values in parts.items():
+            values.append(getattr(findings, name))
+        errors += readings.errors
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    boxes = joined.pop("boxes")
+    edges = {edge: boxes[:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
+    run.write_shard(shard, {**columns, **edges, **joined}, errors)
+
+
+def _count_rows(run: RunFolder) -> int:
+    return int(read_errors(run.path).num_rows)

@@ -1,0 +1,51 @@
+"""Names and settings that every part of cxr_fast shares. Imports nothing of ours, and nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The eight findings with boxes in ChestX-ray14, in the order of the paper's tables.
+BOXED_FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+)
+
+# All fourteen findings of ChestX-ray14, in the order of the published split and predictions.
+CHESTXRAY14_FINDINGS = (
+    *BOXED_FINDINGS,
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+
+Mode = Literal["normalized", "raw"]
+Select = Literal["components", "peak"]
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """How a CAM becomes boxes: the arguments of ``ops.attention_mining``, in one value.
+
+    ``cam_threshold`` cuts each step's foreground (Sec. 3.2 of the paper, 0.5); ``thresholds`` cut
+    the aggregated heatmap into boxes.
+    """
+
+    steps: int = 3
+    cam_threshold: float = 0.5
+    connectivity: int = 8
+    mode: Mode = "normalized"
+    thresholds: tuple[float, ...] = (60 / 255, 180 / 255)
+    select: Select = "components"
+    max_boxes: int = 3
+    max_overlap: float = 0.5
+    upsample: int = 1

@@ -1,0 +1,180 @@
+"""From a batch of images to findings: the network, the operators, and rows. No files here.
+
+A ``Miner`` is a pure function of its images: the same batch gives the same rows on every call and in
+every process, which restarts and distributed runs rely on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxr_fast import ops
+from cxr_fast.config import MiningSettings
+from cxr_fast.models import FoldedClassifier, ModelCard, fold, load_checkpoint
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DEMO_MODEL = Path(__file__).parent / "models" / "demo.safetensors"
+
+
+class Findings(NamedTuple):
+    """Boxes of a batch, one entry a box, in order of image, class and rank.
+
+    ``image`` and ``class_index`` int64 [M], ``rank`` int8 [M] from 1, ``boxes`` float32 [M, 4]
+    (x1, y1, x2, y2 in original pixels), ``score`` and ``probability`` float32 [M].
+    """
+
+    image: NDArray[np.int64]
+    class_index: NDArray[np.int64]
+    rank: NDArray[np.int8]
+    boxes: NDArray[np.float32]
+    score: NDArray[np.float32]
+    probability: NDArray[np.float32]
+
+
+class Mined(NamedTuple):
+    """All that a batch gave: ``probability`` [N, C] of step 1, and the operators' results."""
+
+    probability: Tensor
+    result: ops.MiningResult
+
+
+@dataclass(frozen=True)
+class Miner:
+    """A folded network on its device, in its precision, with the settings to mine by."""
+
+    model: FoldedClassifier
+    card: ModelCard
+    settings: MiningSettings
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def mine(self, images: Tensor, image_sizes: Tensor) -> Mined:
+        """Mine images [N, S, S] float32 in [0, 1]; ``image_sizes`` [N, 2] height and width."""
+        cam = self.model(self.prepare(images))
+        s = self.settings
+        result = ops.mine_cam(
+            cam.contiguous(),
+            self.model.bias,
+            s.steps,
+            s.cam_threshold,
+            s.connectivity,
+            s.mode,
+            image_sizes,
+            s.thresholds,
+            s.select,
+            s.max_boxes,
+            s.max_overlap,
+            s.upsample,
+        )
+        return Mined(result.logits[..., 0].sigmoid(), result)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.card.mean, self.card.std))
+        normalised = (images[:, None] - mean) / std
+        return normalised.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def load_miner(
+    model: str | Path,
+    settings: MiningSettings | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+) -> Miner:
+    """Load a checkpoint (or ``"demo"``, the bundled model) for mining.
+
+    ``settings`` default to those recorded with the model. Raises FileNotFoundError, CheckpointError
+    (a file that is no model), or ValueError for a precision or device that this machine lacks.
+    """
+    classifier, card = load_checkpoint(model_path(model))
+    where = _device(device)
+    dtype = resolve_precision(precision, where)
+    folded = fold(classifier).to(where, dtype)
+    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+    return Miner(folded.eval(), card, settings or card.mining, where, dtype)
+
+
+def model_path(model: str | Path) -> Path:
+    """The file of a model; ``"demo"`` is the one that comes with the package."""
+    return DEMO_MODEL if str(model) == "demo" else Path(model)
+
+
+def model_digest(model: str | Path) -> str:
+    """SHA-256 of the model's file."""
+    return hashlib.sha256(model_path(model).read_bytes()).hexdigest()
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """What ``auto`` means here: bfloat16 where the hardware multiplies it, float32 elsewhere."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError(
+            "precision float16 needs a GPU: processors compute it in software; use bfloat16, or "
+            "float32, or auto"
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu or cuda, but is {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch finds none here; use --device cpu")
+    return chosen
+
+
+def findings_of(
+    mined: Mined,
+    wanted: Sequence[Sequence[int]] | None = None,
+    min_probability: float = 0.0,
+    images: int | None = None,
+) -> Findings:
+    """Rows of a batch: every box of every wanted class whose probability suffices.
+
+    ``wanted`` has the class indices of each image (None: all). ``images`` leaves out the padding
+    behind the first so many.
+    """
+    found = ops.HeatmapBoxes(*(t.cpu() for t in mined.result.found))
+    probability = mined.probability.float().cpu()
+    counts = found.counts.clone()
+    count_n, count_c = counts.shape
+    keep = probability >= min_probability
+    keep[count_n if images is None else images :] = False
+    if wanted is not None:
+        chosen = torch.zeros(count_n, count_c, dtype=torch.bool)
+        for row, classes in enumerate(wanted):
+            chosen[row, list(classes)] = True
+        keep &= chosen
+    counts[~keep] = 0
+    ranks = torch.arange(found.boxes.shape[2])
+    n, c, k = torch.nonzero(ranks < counts[..., None], as_tuple=True)
+    return Findings(
+        n.numpy(),
+        c.numpy(),
+        (k + 1).to(torch.int8).numpy(),
+        found.boxes[n, c, k].numpy(),
+        found.scores[n, c, k].numpy(),
+        probability[n, c].numpy(),
+    )

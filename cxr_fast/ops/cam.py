@@ -1,0 +1,100 @@
+"""Class activation maps before erasure: one skinny product (Eq. 7 with M_0 = 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cxr_fast import checks, reference
+from cxr_fast.ops import library
+
+
+def cam(features: Tensor, weight: Tensor) -> Tensor:
+    """``cam[n,c,h,w] = sum over d of weight[c,d] * features[n,d,h,w]``.
+
+    The erasure masks of attention mining multiply all channels alike, so they commute with this
+    sum: one product serves every step, and the class-wise copies of Eq. 1 are never made.
+
+    Args:
+        features: [N, D, H, W]; float16, bfloat16, float32 or float64; NCHW or channels_last, slices
+            of either without a copy.
+        weight: [C, D], any of these dtypes, on the same device.
+
+    Returns:
+        [N, C, H, W] float32, summed in float32 (float64 if either input is). Differentiable in
+        both: dX = W^T . dcam and dW = dcam . X^T, each read or written once.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape or device, in a sentence.
+
+    Source: Cai et al. 2018, Eq. 7.
+    """
+    library.require_float("features", features)
+    library.require_float("weight", weight)
+    checks.require_cam_arguments(features.shape, weight.shape)
+    library.require_same_device("weight", weight, "features", features)
+    if torch.float64 in (features.dtype, weight.dtype):
+        features, weight = features.to(torch.float64), weight.to(torch.float64)
+    else:
+        weight = weight.to(torch.float32)
+    result: Tensor = torch.ops.cxr_fast.cam(features, weight)
+    return result
+
+
+def _fake(features: Tensor, weight: Tensor) -> Tensor:
+    n, _, h, w = features.shape
+    return features.new_empty((n, weight.shape[0], h, w), dtype=weight.dtype)
+
+
+def _backward_reference(
+    grad: Tensor, features: Tensor, weight: Tensor, need_features: bool, need_weight: bool
+) -> tuple[Tensor, Tensor]:
+    grad_features, grad_weight = features.new_empty(0), weight.new_empty(0)
+    if need_features:
+        grad_features = torch.empty_like(features)
+        grad_features.copy_(torch.einsum("nchw,cd->ndhw", grad, weight))
+    if need_weight:
+        grad_weight = torch.einsum("nchw,ndhw->cd", grad, features.to(weight.dtype))
+    return grad_features, grad_weight
+
+
+def _backward_fake(
+    grad: Tensor, features: Tensor, weight: Tensor, need_features: bool, need_weight: bool
+) -> tuple[Tensor, Tensor]:
+    layout = torch.contiguous_format if _is_planar(features) else torch.channels_last
+    grad_features = features.new_empty(0)
+    if need_features:
+        grad_features = torch.empty(
+            features.shape, dtype=features.dtype, device=features.device, memory_format=layout
+        )
+    return grad_features, weight.new_empty(weight.shape if need_weight else (0,))
+
+
+def _is_planar(features: Tensor) -> bool:
+    return features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    features, weight = ctx.saved_tensors
+    need_features, need_weight = ctx.needs_input_grad
+    grad_features, grad_weight = torch.ops.cxr_fast.cam_backward(
+        grad, features, weight, need_features, need_weight
+    )
+    return grad_features if need_features else None, grad_weight if need_weight else None
+
+
+library.define("cam", "(Tensor features, Tensor weight) -> Tensor", reference.cam, _fake)
+library.define(
+    "cam_backward",
+    "(Tensor grad, Tensor features, Tensor weight, bool need_features, bool need_weight)"
+    " -> (Tensor, Tensor)",
+    _backward_reference,
+    _backward_fake,
+)
+library.differentiate("cam", _backward, _setup_context)

@@ -1,0 +1,196 @@
+"""The pipeline from files to rows, on pictures that the test draws and a network with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cxr_fast import reference
+from cxr_fast.archive import pipeline
+from cxr_fast.archive.findings import open_run, read_errors, read_findings
+from cxr_fast.archive.images import list_images, read_image, to_input
+from cxr_fast.config import MiningSettings
+from cxr_fast.mining import Miner
+from cxr_fast.models import Architecture, ModelCard, build, fold
+
+SETTINGS = MiningSettings()
+CARD = ModelCard(Architecture("resnet18", "bilinear", 0.125, 1), ("A", "B", "C"), 64)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build(CARD).eval()
+
+
+@pytest.fixture(scope="module")
+def miner(classifier: torch.nn.Module) -> Miner:
+    return Miner(fold(classifier), CARD, SETTINGS, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Twenty-three pictures of different shapes, depths and modes."""
+    images = tmp_path / "images"
+    (images / "deeper").mkdir(parents=True)
+    for i in range(23):
+        shape = rng.integers(40, 130, 2)
+        noise = rng.random((6, 5)).astype(np.float32)
+        smooth = Image.fromarray(noise).resize((int(shape[1]), int(shape[0])), Image.Resampling.BICUBIC)
+        values = np.clip(np.asarray(smooth), 0, 1)
+        if i % 5 == 1:
+            picture = Image.fromarray((values * 65535).astype(np.uint16))
+        elif i % 5 == 2:
+            picture = Image.fromarray((values * 255).astype(np.uint8)).convert("RGBA")
+        else:
+            picture = Image.fromarray((values * 255).astype(np.uint8))
+        picture.save(images / ("deeper" if i % 3 == 0 else "") / f"{i:03d}.png")
+    return images
+
+
+def mine(
+    folder: Path, out: Path, miner: Miner, threads: int = 2, **options: object
+) -> pipeline.RunReport:
+    images = list_images(folder)
+    chosen = pipeline.RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
+    with open_run(out, pipeline.run_settings(images, miner, "model", chosen)) as run:
+        return pipeline.mine_archive(images, miner, run, chosen, threads)
+
+
+def test_rows_are_those_of_the_plain_network_and_the_reference(
+    folder: Path, tmp_path: Path, miner: Miner, classifier: torch.nn.Module
+) -> None:
+    report = mine(folder, tmp_path / "run", miner)
+    assert (report.images, report.total, report.unreadable) == (23, 23, 0)
+    images = list_images(folder)
+    expected = []
+    for image_id, path in zip(images.image_ids, images.paths, strict=True):
+        pixels = read_image(path)
+        normalised = (torch.from_numpy(to_input(pixels, 64))[None, None] - 0.5) / 0.25
+        with torch.no_grad():
+            features = classifier.features(normalised)
+        fc = classifier.fc
+        result = reference.attention_mining(
+            features,
+            fc.weight,
+            fc.bias,
+            image_size=pixels.shape,
+            thresholds=SETTINGS.thresholds,
+            select=SETTINGS.select,
+        )
+        for c, name in enumerate(CARD.class_names):
+            for k in range(int(result.found.counts[0, c])):
+                expected.append(
+                    (
+                        image_id,
+                        name,
+                        k + 1,
+                        result.found.boxes[0, c, k].tolist(),
+                        float(result.found.scores[0, c, k]),
+                        float(result.logits[0, c, 0].detach().sigmoid()),
+                    )
+                )
+    rows = read_findings(tmp_path / "run").to_pylist()
+    # The folded network's CAM differs by rounding, which can move a box by a cell now and then.
+    assert abs(len(rows) - len(expected)) <= 0.01 * len(expected)
+    by_key = {(r["image_id"], r["class"], r["rank"]): r for r in rows}
+    agreeing = 0
+    for image_id, name, rank, box, score, probability in expected:
+        row = by_key.get((image_id, name, rank))
+        if row and np.allclose([row[e] for e in ("x1", "y1", "x2", "y2")], box, atol=1e-3):
+            agreeing += 1
+            assert row["score"] == pytest.approx(score, abs=1e-4)
+            assert row["probability"] == pytest.approx(probability, abs=1e-4)
+    assert agreeing >= 0.99 * len(expected)
+    assert len(rows) > 23
+
+
+def test_rows_do_not_depend_on_threads_or_interruption(
+    folder: Path, tmp_path: Path, miner: Miner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine(folder, tmp_path / "one", miner, threads=1)
+    mine(folder, tmp_path / "many", miner, threads=5)
+    undisturbed = read_findings(tmp_path / "one")
+    assert undisturbed.equals(read_findings(tmp_path / "many"))
+
+    written = pipeline._write
+
+    def full_disk(run: object, shard: int, *rest: object) -> None:
+        if shard == 1:
+            raise OSError(28, "No space left on device")
+        written(run, shard, *rest)
+
+    monkeypatch.setattr(pipeline, "_write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        mine(folder, tmp_path / "broken", miner)
+    first = tmp_path / "broken" / "findings" / "part-00000.parquet"
+    before = first.stat().st_mtime_ns
+    monkeypatch.setattr(pipeline, "_write", written)
+    report = mine(folder, tmp_path / "broken", miner)
+    assert report.images == 13, "the finished shard was mined again"
+    assert first.stat().st_mtime_ns == before
+    assert undisturbed.equals(read_findings(tmp_path / "broken"))
+    assert mine(folder, tmp_path / "broken", miner).images == 0
+
+
+def test_unreadable_images_are_listed_and_their_neighbours_mined(
+    folder: Path, tmp_path: Path, miner: Miner
+) -> None:
+    whole = read_findings_after(mine(folder, tmp_path / "whole", miner), tmp_path / "whole")
+    (folder / "002.png").write_bytes(b"")
+    (folder / "004.png").write_bytes((folder / "004.png").read_bytes()[:200])
+    (folder / "005.png").write_text("not a picture")
+    report = mine(folder, tmp_path / "run", miner)
+    assert report.unreadable == 3
+    errors = {row["image_id"]: row["reason"] for row in read_errors(tmp_path / "run").to_pylist()}
+    assert sorted(errors) == ["002.png", "004.png", "005.png"]
+    assert all(errors.values())
+    kept = [row for row in whole if row["image_id"] not in errors]
+    assert read_findings(tmp_path / "run").to_pylist() == kept
+
+
+def read_findings_after(report: pipeline.RunReport, run: Path) -> list[dict[str, object]]:
+    assert report.boxes == read_findings(run).num_rows
+    return read_findings(run).to_pylist()
+
+
+def test_classes_of_and_min_probability_leave_rows_out(
+    folder: Path, tmp_path: Path, miner: Miner
+) -> None:
+    everything = read_findings_after(mine(folder, tmp_path / "all", miner), tmp_path / "all")
+    mine(folder, tmp_path / "some", miner, classes_of={"001.png": (0, 2), "002.png": (1,)})
+    some = read_findings(tmp_path / "some").to_pylist()
+    wanted = {("001.png", "A"), ("001.png", "C"), ("002.png", "B")}
+    assert some == [row for row in everything if (row["image_id"], row["class"]) in wanted]
+    middle = float(np.median([row["probability"] for row in everything]))
+    mine(folder, tmp_path / "likely", miner, min_probability=middle)
+    likely = read_findings(tmp_path / "likely").to_pylist()
+    assert likely == [row for row in everything if row["probability"] >= np.float32(middle)]
+    assert 0 < len(likely) < len(everything)
+
+
+def test_only_so_many_batches_are_under_way() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    started = []
+    batches = [pipeline.Batch(0, i, i + 1) for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        for done, (batch, value) in enumerate(
+            pipeline._in_order(pool, lambda b: (started.append(b), b.first)[1], batches, ahead=3)
+        ):
+            assert batch.first == value == done
+            assert len(started) <= done + 4
+    assert len(started) == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_size": 0}, "batch_size"), ({"min_probability": 1.5}, "from 0 to 1")],
+)
+def test_refusals(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline.RunOptions(**options)

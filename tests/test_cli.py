@@ -1,0 +1,152 @@
+"""The command as a person meets it: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from cxr_fast.archive.findings import read_findings
+from cxr_fast.cli import main
+from cxr_fast.config import BOXED_FINDINGS
+from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    card = ModelCard(Architecture("resnet18", "bilinear", 0.125, 1), BOXED_FINDINGS, 64)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_checkpoint(path, build(card), card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "archive"
+    result = run("phantom", folder, "--images", 8, "--size", 128, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_whole_way(archive: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run(
+        "mine", archive / "images", "--model", model, "--out", out, "--overlays", 2,
+        "--truth", archive / "BBox_List_2017.csv", "--threads", 2,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "8 images mined" in result.output
+    assert "0 of 8 images unreadable" in result.output
+    rows = read_findings(out)
+    assert rows.column_names == [
+        "image_id", "class", "rank", "x1", "y1", "x2", "y2", "score", "probability",
+    ]  # fmt: skip
+    assert len(set(rows["image_id"].to_pylist())) == 8
+    assert set(rows["class"].to_pylist()) <= set(BOXED_FINDINGS)
+    assert pq.read_table(out / "errors.parquet").num_rows == 0
+    pictures = sorted((out / "overlays").glob("*.png"))
+    assert len(pictures) == 2
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 1000
+    # Steps 1 to 3, the picture and the aggregate in a row.
+    again = run("mine", archive / "images", "--model", model, "--out", out, "--overlays", 2,
+                "--threads", 1)  # fmt: skip
+    assert again.exit_code == 0
+    assert "0 images mined" in again.output
+
+    judged = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv")
+    assert judged.exit_code == 0, judged.output
+    assert "T(IoU) 0.1" in judged.output
+    as_json = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv", "--json")
+    first = json.loads(as_json.output.splitlines()[0])
+    assert {"finding", "iou_threshold", "acc", "afp"} <= first.keys()
+
+
+def test_classes_of_the_label_table(archive: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    labels = archive / "Data_Entry_2017.csv"
+    result = run("mine", archive / "images", "--model", model, "--out", out,
+                 "--classes", "labels", "--labels", labels, "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    mined = {(r["image_id"], r["class"]) for r in read_findings(out).to_pylist()}
+    named = set()
+    for line in labels.read_text().splitlines()[1:]:
+        image, findings = line.split(",")[:2]
+        named |= {(image, finding) for finding in findings.split("|")}
+    assert mined
+    assert mined <= named
+
+
+def test_strict_and_unreadable(archive: Path, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.full((50, 60), 9, np.uint8)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for strict, status in (((), 0), (("--strict",), 1)):
+        out = tmp_path / f"run{status}"
+        result = run("mine", folder, "--model", model, "--out", out, *strict)
+        assert result.exit_code == status
+        assert "1 of 2 images unreadable" in result.output
+        assert pq.read_table(out / "errors.parquet")["image_id"].to_pylist() == ["bad.png"]
+
+
+def test_refusals_before_any_work(archive: Path, model: Path, tmp_path: Path) -> None:
+    images, out = archive / "images", tmp_path / "run"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    a_file = tmp_path / "file"
+    a_file.write_text("x")
+    no_model = tmp_path / "notes.safetensors"
+    no_model.write_text("not a model")
+    cases = [
+        ((images, "--model", tmp_path / "none", "--out", out), "is not a file; train one"),
+        ((images, "--model", no_model, "--out", out), "notes.safetensors"),
+        ((tmp_path / "nowhere", "--model", model, "--out", out), "nowhere"),
+        ((images, "--model", model, "--out", foreign), "not empty and holds no run"),
+        ((images, "--model", model, "--out", a_file), "is a file"),
+        ((images, "--model", model, "--out", out, "--classes", "labels"), "go together"),
+        ((images, "--model", model, "--out", out, "--precision", "float16", "--device", "cpu"),
+         "needs a GPU"),
+        ((images, "--model", model, "--out", out, "--device", "gpu"), "must be auto, cpu or cuda"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        result = run("mine", *arguments)
+        assert result.exit_code == 1, arguments
+        assert message in result.output
+        assert "Traceback" not in result.output
+        assert not out.exists()
+    assert [p.name for p in foreign.iterdir()] == ["thesis.tex"]
+
+
+def test_other_settings_in_the_same_folder(archive: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run("mine", archive / "images", "--model", model, "--out", out).exit_code == 0
+    before = read_findings(out)
+    result = run("mine", archive / "images", "--model", model, "--out", out, "--min-probability", 0.5)
+    assert result.exit_code == 1
+    assert "min_probability 0.0 -> 0.5" in result.output
+    assert before.equals(read_findings(out))
+
+
+def test_env_says_which_kernels_serve() -> None:
+    result = run("env")
+    assert result.exit_code == 0
+    assert "CPU kernels C++ (" in result.output
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--debug", "evaluate", str(tmp_path), "--boxes", "none.csv"])
+    assert result.exit_code != 0
+    assert not isinstance(result.exception, SystemExit)
