@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Race
 from literal import literal
+from products import matmul_cam
 from racing import Peer, Work
 from torch import Tensor
 
@@ -41,7 +42,7 @@ CASES = {
 def one_product(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """What this library does, without this library: one product, then numpy and cv2."""
     n, _, height, width = x.shape
-    cam = torch.einsum("ndhw,cd->nchw", x.to(torch.float32), w)
+    cam = matmul_cam(x.to(torch.float32), w).contiguous()
     erased_at, _ = erasing.mine_batch(cam.flatten(0, 1).numpy(), "cv2", STEPS)
     erased = torch.from_numpy(erased_at).view(n, -1, height, width)
     return erased, reference.masked_gap(cam, erased, STEPS)
@@ -68,7 +69,7 @@ def test_attention_mining(name: str, race: Race) -> None:
     equal = equal_maps(ops.attention_mining(x, w), literal(x, w, STEPS))
     peers = [
         Peer("literal (no heatmap, no boxes)", lambda: literal(x, w, STEPS), same),
-        Peer("einsum + numpy + cv2 (likewise)", lambda: one_product(x, w), same),
+        Peer("matmul + numpy + cv2 (likewise)", lambda: one_product(x, w), same),
     ]
     pixels = N * SIDE**2
     # Reads the features; writes cam and heatmap (float32) and erased_at (a byte).

@@ -8,6 +8,7 @@ import inputs
 import pytest
 import torch
 from conftest import Race
+from products import matmul_cam
 from racing import Check, Peer, Work
 from torch import Tensor
 
@@ -59,26 +60,20 @@ def test_cam(case: Case, race: Race) -> None:
     w = inputs.weight(case.c, case.d)
     exact = close(1e-5)
 
-    def matmul(x: Tensor, w: Tensor) -> Tensor:
-        if case.channels_last:  # [N, HW, D] @ [D, C]; its result stays channels_last, too
-            pixels = x.permute(0, 2, 3, 1).reshape(case.n, -1, case.d) @ w.t()
-            return pixels.view(case.n, case.side, case.side, -1).permute(0, 3, 1, 2)
-        return torch.matmul(w, x.view(case.n, case.d, -1)).view(case.n, -1, case.side, case.side)
-
     def einsum(x: Tensor, w: Tensor) -> Tensor:
         return torch.einsum("ndhw,cd->nchw", x, w)
 
     if case.dtype == torch.float32:
         peers = [
-            Peer("torch.matmul", lambda: matmul(x, w), exact),
+            Peer("torch.matmul", lambda: matmul_cam(x, w), exact),
             Peer("torch.einsum", lambda: einsum(x, w), exact),
         ]
     else:
         # Ours sums in float32 and returns it. The product in the narrow dtype rounds its result.
         narrow = w.to(case.dtype)
         peers = [
-            Peer("matmul of .float()", lambda: matmul(x.float(), w), exact),
-            Peer("matmul, rounded", lambda: matmul(x, narrow), close(2e-2)),
+            Peer("matmul of .float()", lambda: matmul_cam(x.float(), w), exact),
+            Peer("matmul, rounded", lambda: matmul_cam(x, narrow), close(2e-2)),
             Peer("einsum, rounded", lambda: einsum(x, narrow), close(2e-2)),
         ]
     pixels = case.n * case.side**2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from products import matmul_cam
 from skimage import measure
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def literal(features: Tensor, weight: Tensor, steps: int = 3) -> tuple[Tensor, T
             alive = erased_at[:, k] == 0
             erased = features * alive[:, None].to(torch.float32)  # Eq. 1
             logits[:, k, t - 1] = erased.mean((-2, -1)) @ weight[k]  # Eq. 2: GAP, then linear
-            cam = torch.einsum("ndhw,d->nhw", erased, weight[k])  # Eq. 7
+            cam = matmul_cam(erased, weight[k : k + 1])[:, 0]  # Eq. 7
             for i in range(n):
                 component = _peak_component(cam[i].numpy(), alive[i].numpy())
                 erased_at[i, k][torch.from_numpy(component)] = t

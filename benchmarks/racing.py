@@ -122,7 +122,6 @@ def _take_turns(runs: dict[str, Run], seconds: float) -> dict[str, Timing]:
 
 
 def _calls_in_a_turn(run: Run) -> int:
-    run()
     return min(max(int(SLICE / _time(run)), 1), MOST_CALLS)
 
 

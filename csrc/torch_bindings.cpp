@@ -8,7 +8,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <array>
+#include <algorithm>
+#include <cstring>
+#include <exception>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -94,6 +96,12 @@ const cxr::Scheduler& scheduler() {
 // Features that a kernel can read in place, or else a dense copy (kept alive in `kept`).
 cxr::Features features_of(const Tensor& features, Tensor& kept) {
   kept = features;
+  if (features.numel() == 0) {  // strides of nothing are anything
+    const int64_t pixels = features.size(2) * features.size(3);
+    return {
+        nullptr, dtype_of(features, "features"), features.size(0), features.size(1), pixels, 0, pixels,
+        1};
+  }
   for (int attempt = 0;; ++attempt) {
     const auto s = kept.sizes();
     const auto stride = kept.strides();
@@ -360,7 +368,19 @@ STABLE_TORCH_LIBRARY_IMPL(cxr_fast, CPU, m) {
   m.impl("label_components", TORCH_BOX(&label_components));
 }
 
-// The name of the kernels this processor runs, for `cxr-fast env` and the tests.
-extern "C" __attribute__((visibility("default"))) const char* cxr_fast_isa() {
-  return cxr::kernels().name;
+// The name of the kernels this processor runs, for `cxr-fast env` and the tests; false with the reason
+// if there is none. Called through ctypes, which no exception may cross.
+extern "C" __attribute__((visibility("default"))) bool cxr_fast_isa(char* text, size_t size) {
+  std::string answer;
+  bool known = true;
+  try {
+    answer = cxr::kernels().name;
+  } catch (const std::exception& error) {
+    answer = error.what();
+    known = false;
+  }
+  const size_t length = std::min(answer.size(), size - 1);
+  std::memcpy(text, answer.data(), length);
+  text[length] = '\0';
+  return known;
 }

@@ -97,8 +97,8 @@ def require_steps(steps: Any, first_step: Any = 1) -> None:
 
 def require_threshold(name: str, value: Any) -> None:
     """ValueError unless 0 < value < 1, also after rounding to float32."""
-    # The largest float32 below 1 is 1 - 2**-24; anything nearer to 1 would round to it.
-    if not isinstance(value, int | float) or not 0.0 < value <= 1 - 2**-24:
+    # The least float32 above 0 is 2**-149, the greatest below 1 is 1 - 2**-24.
+    if not isinstance(value, int | float) or not 2**-149 <= value <= 1 - 2**-24:
         raise ValueError(
             f"{name} must be above 0 and below 1, but is {value!r}; it is a fraction of the range "
             "of each map, 0.5 in the paper"
@@ -107,7 +107,7 @@ def require_threshold(name: str, value: Any) -> None:
 
 def require_connectivity(connectivity: Any) -> None:
     """ValueError unless 4 or 8."""
-    if connectivity not in (4, 8):
+    if not isinstance(connectivity, int) or connectivity not in (4, 8):
         raise ValueError(
             f"connectivity must be 4 (sides) or 8 (sides and corners), but is {connectivity!r}"
         )

@@ -64,7 +64,9 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
     is float64). Eq. 7 with M_0 = 1.
     """
     accumulate = torch.float64 if torch.float64 in (features.dtype, weight.dtype) else torch.float32
-    return torch.einsum("ndhw,cd->nchw", features.to(accumulate), weight.to(accumulate))
+    with torch.autocast(features.device.type, enabled=False):  # it would sum in two bytes
+        product = torch.einsum("ndhw,cd->nchw", features.to(accumulate), weight.to(accumulate))
+    return product.contiguous()
 
 
 def label_components(mask: Tensor, connectivity: int = 8) -> Tensor:

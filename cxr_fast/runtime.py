@@ -228,7 +228,11 @@ def attention_mining(
     upsample: int = DEFAULTS.upsample,
     threads: int = 0,
 ) -> MiningResult:
-    """Features and classifier in; logits, CAM, heatmaps and boxes out, as ``cxr_fast.ops``."""
+    """Features and classifier in; logits, CAM, heatmaps and boxes out.
+
+    features [N, D, H, W], weight [C, D], bias [C]; the rest, and what comes back, as
+    ``cxr_fast.ops.attention_mining``.
+    """
     return mine_cam(
         cam(features, weight, threads),
         bias,

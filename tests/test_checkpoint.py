@@ -271,9 +271,7 @@ def test_truncated_files(path: Path, kept: int) -> None:
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_safetensors_of_others(
-    path: Path, model: Classifier, metadata: dict[str, str] | None
-) -> None:
+def test_safetensors_of_others(path: Path, model: Classifier, metadata: dict[str, str] | None) -> None:
     path.write_bytes(safetensors.torch.save(model.state_dict(), metadata))
     with pytest.raises(CheckpointError, match="was not written by cxr_fast"):
         load_checkpoint(path)

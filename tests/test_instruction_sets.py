@@ -199,7 +199,6 @@ def test_an_unknown_name_is_refused_by_the_numpy_module(offered: list[str]) -> N
     assert last.endswith("unset it, or name one of these")
 
 
-@pytest.mark.xfail(strict=True, reason="the exception crosses an extern C function: abort")
 def test_an_unknown_name_is_refused_by_ops() -> None:
     pytest.importorskip("torch")
     process = run_python("-c", "import cxr_fast.ops", CXR_FAST_ISA="abacus")
@@ -232,21 +231,7 @@ for layout in (torch.contiguous_format, torch.channels_last):
 """
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(
-            AUTOCAST,
-            id="autocast",
-            marks=pytest.mark.xfail(strict=True, reason="autocast reaches the reference's einsum"),
-        ),
-        pytest.param(
-            STRIDES,
-            id="strides",
-            marks=pytest.mark.xfail(strict=True, reason="einsum's strides are not the fake's"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("script", [AUTOCAST, STRIDES], ids=["autocast", "strides"])
 def test_the_reference_keeps_the_rules_of_the_operators(script: str) -> None:
     pytest.importorskip("torch")
     process = run_python("-c", script, CXR_FAST_KERNELS="reference")

@@ -37,9 +37,7 @@ Truths = list[tuple[int, Box]]  # image, box
 
 def overlap_of(detected: Box, truth: Box, kind: str) -> float:
     """Intersection over union, or over the detected box, by counting unit cells."""
-    cells = [
-        {(x, y) for x in range(b[0], b[2]) for y in range(b[1], b[3])} for b in (detected, truth)
-    ]
+    cells = [{(x, y) for x in range(b[0], b[2]) for y in range(b[1], b[3])} for b in (detected, truth)]
     whole = len(cells[0] | cells[1]) if kind == "iou" else len(cells[0])
     return len(cells[0] & cells[1]) / whole if whole else 0.0
 
@@ -231,9 +229,7 @@ def printed(part: int, whole: int, *, rounded: bool) -> str:
 
 def count_behind(cell: str, whole: int, roundings: tuple[bool, ...]) -> int:
     """The one k whose k / whole is printed so."""
-    counts = [
-        k for k in range(2 * whole) if cell in {printed(k, whole, rounded=r) for r in roundings}
-    ]
+    counts = [k for k in range(2 * whole) if cell in {printed(k, whole, rounded=r) for r in roundings}]
     assert len(counts) == 1, (cell, whole)
     return counts[0]
 

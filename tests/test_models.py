@@ -255,9 +255,7 @@ def test_convolutions_start_with_he_fan_out() -> None:
     assert float(model.msa.reduce_k.weight.data.std()) == pytest.approx((2 / 512) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "architecture", [*ARCHITECTURES, Architecture("resnet34", "bilinear", 0.1)]
-)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, Architecture("resnet34", "bilinear", 0.1)])
 @pytest.mark.parametrize("size", [(64, 64), (33, 47), (16, 1)])
 def test_fold_is_exact(architecture: Architecture, size: tuple[int, int]) -> None:
     model = trained(architecture)
@@ -287,9 +285,7 @@ def test_fold_with_one_class_and_no_image(msa: Any) -> None:
     side = 3 if msa == "none" else 5
     assert folded(torch.zeros(0, 3, 65, 65)).shape == (0, 1, side, side)
     assert model(torch.zeros(0, 3, 65, 65)).shape == (0, 1)
-    assert (
-        relative(folded(torch.ones(1, 1, 65, 65)), cam_of(model, torch.ones(1, 3, 65, 65))) < 1e-5
-    )
+    assert relative(folded(torch.ones(1, 1, 65, 65)), cam_of(model, torch.ones(1, 3, 65, 65))) < 1e-5
 
 
 def test_fold_leaves_the_model_alone() -> None:
@@ -317,9 +313,7 @@ def test_fold_never_builds_the_aggregated_map(msa: Any) -> None:
     seen: set[int] = set()
 
     class Channels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             if isinstance(out, Tensor) and out.dim() == 4:
                 seen.add(out.shape[1])

@@ -52,9 +52,7 @@ def only(finding: str, **changes: object) -> PhantomSettings:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
 
 
@@ -73,8 +71,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def draws() -> dict[str, list[Phantom]]:
     return {
-        finding: [render(index, only(finding)) for index in range(DRAWS)]
-        for finding in BOXED_FINDINGS
+        finding: [render(index, only(finding)) for index in range(DRAWS)] for finding in BOXED_FINDINGS
     }
 
 
@@ -233,9 +230,7 @@ def test_median_area_is_that_of_the_released_boxes(
 
 
 @pytest.mark.parametrize("finding", BOXED_FINDINGS)
-def test_sizes_and_places_against_the_real_table(
-    draws: dict[str, list[Phantom]], finding: str
-) -> None:
+def test_sizes_and_places_against_the_real_table(draws: dict[str, list[Phantom]], finding: str) -> None:
     if not BOX_TABLE.exists():
         pytest.skip("the released box table is not here")
     named = "Infiltrate" if finding == "Infiltration" else finding
@@ -248,9 +243,7 @@ def test_sizes_and_places_against_the_real_table(
         )
         assert 0.55 < ratio < 1.8, f"area at quantile {quantile}"
     for side in (-1, 1):
-        of_side = [
-            boxes[side * (boxes[:, 0] + boxes[:, 2] / 2 - 0.5) > 0] for boxes in (drawn, real)
-        ]
+        of_side = [boxes[side * (boxes[:, 0] + boxes[:, 2] / 2 - 0.5) > 0] for boxes in (drawn, real)]
         if min(len(boxes) for boxes in of_side) < 20:
             continue  # hearts have one side only
         drawn_centre, real_centre = (
@@ -278,9 +271,7 @@ def test_the_same_picture_at_every_size() -> None:
         assert np.abs(reduced - small.image).mean() < 2.5
         assert large.labels == small.labels
         for big, little in zip(large.boxes, small.boxes, strict=True):
-            np.testing.assert_allclose(
-                np.array(big[1:]) / 1024, np.array(little[1:]) / 256, atol=0.05
-            )
+            np.testing.assert_allclose(np.array(big[1:]) / 1024, np.array(little[1:]) / 256, atol=0.05)
 
 
 def test_a_patient_keeps_an_anatomy() -> None:

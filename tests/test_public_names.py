@@ -99,10 +99,7 @@ def test_results_are_named_tuples(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("module", [ops, runtime], ids=["ops", "runtime"])
-def test_docstrings_give_shapes(module: ModuleType, name: str, request: pytest.FixtureRequest) -> None:
-    if (module, name) == (runtime, "attention_mining"):
-        reason = "its docstring gives no shapes yet"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_docstrings_give_shapes(module: ModuleType, name: str) -> None:
     text = inspect.getdoc(getattr(module, name)) or ""
     assert SHAPE.search(text), f"{module.__name__}.{name} says no shape"
 

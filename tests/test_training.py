@@ -41,7 +41,9 @@ def test_it_learns_and_is_reproducible(squares: LabelledImages) -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert trained.auroc.min() > 0.9
     again = train_base(squares, CARD, SETTINGS)
-    for a, b in zip(trained.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+    for a, b in zip(
+        trained.model.state_dict().values(), again.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -78,7 +80,9 @@ def test_loss_is_the_mean_cross_entropy() -> None:
     positives, total = float(labels.sum()), labels.numel()
     weights = torch.where(labels > 0, total / positives, total / (total - positives))
     weighted = -(weights * (labels * p.log() + (1 - labels) * (1 - p).log())).mean()
-    assert float(classification_loss(logits, labels, "wang")) == pytest.approx(float(weighted), rel=1e-6)
+    assert float(classification_loss(logits, labels, "wang")) == pytest.approx(
+        float(weighted), rel=1e-6
+    )
     assert torch.isfinite(classification_loss(logits, torch.zeros(5, 3), "wang"))
 
 

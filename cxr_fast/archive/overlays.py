@@ -93,20 +93,26 @@ def draw_overlay(
 
 
 def _eight_bit(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
-    return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    return (image if image.dtype == np.uint8 else image >> 8).astype(np.uint8)
 
 
 def _coloured(grey: Image.Image, values: NDArray[np.float32]) -> Image.Image:
     """The map in colour over the picture; pixels without a value stay grey."""
-    known = np.isfinite(values)
-    level = np.clip(np.nan_to_num(values), 0, 1)
-    small = Image.fromarray(level.astype(np.float32)).resize(grey.size, Image.Resampling.BILINEAR)
-    covered = Image.fromarray(known.astype(np.uint8) * 255).resize(grey.size, Image.Resampling.NEAREST)
-    position = np.asarray(small)[..., None] * (len(_RAMP) - 1)
+    known = np.isfinite(values).astype(np.float32)
+
+    def enlarged(small: NDArray[np.float32], how: Image.Resampling) -> NDArray[np.float32]:
+        return np.asarray(Image.fromarray(small).resize(grey.size, how))
+
+    # Interpolated among known pixels only, so that a map does not fade towards what was erased.
+    weight = enlarged(known, Image.Resampling.BILINEAR)
+    total = enlarged(np.clip(np.nan_to_num(values), 0, 1) * known, Image.Resampling.BILINEAR)
+    level = total / np.maximum(weight, 1e-6)
+    covered = enlarged(known, Image.Resampling.NEAREST) > 0
+    position = level[..., None] * (len(_RAMP) - 1)
     lower = np.clip(position.astype(int), 0, len(_RAMP) - 2)[..., 0]
     colour = _RAMP[lower] + (position - lower[..., None]) * (_RAMP[lower + 1] - _RAMP[lower])
     # The stronger the map, the less of the picture shows through.
-    opacity = (0.25 + 0.4 * np.asarray(small)[..., None]) * (np.asarray(covered)[..., None] > 0)
+    opacity = (0.25 + 0.4 * level[..., None]) * covered[..., None]
     base = np.asarray(grey.convert("RGB"), dtype=float)
     return Image.fromarray(np.rint(base * (1 - opacity) + colour * opacity).astype(np.uint8))
 
@@ -120,7 +126,9 @@ def _draw_boxes(picture: Image.Image, mined: MinedClass, truth: Sequence[Truth],
     for box, score in zip(mined.boxes, mined.scores, strict=True):
         x1, y1, x2, y2 = (float(edge) * scale for edge in box)
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=GREEN, width=2)
-        pen.text((x1 + 3, y1 + 2), f"{score:.2f}", fill=GREEN, font=font)
+        place = x1 + 4, y1 + 3
+        pen.rectangle(pen.textbbox(place, f"{score:.2f}", font=font), fill=(18, 18, 20))
+        pen.text(place, f"{score:.2f}", fill=GREEN, font=font)
 
 
 def truths_by_name(

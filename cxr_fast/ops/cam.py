@@ -51,12 +51,12 @@ def _fake(features: Tensor, weight: Tensor) -> Tensor:
 def _backward_reference(
     grad: Tensor, features: Tensor, weight: Tensor, need_features: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_features, grad_weight = features.new_empty(0), weight.new_empty(0)
-    if need_features:
-        grad_features = torch.empty_like(features)
-        grad_features.copy_(torch.einsum("nchw,cd->ndhw", grad, weight))
-    if need_weight:
-        grad_weight = torch.einsum("nchw,ndhw->cd", grad, features.to(weight.dtype))
+    grad_features, grad_weight = _backward_fake(grad, features, weight, need_features, need_weight)
+    with torch.autocast(features.device.type, enabled=False):
+        if need_features:
+            grad_features.copy_(torch.einsum("nchw,cd->ndhw", grad, weight))
+        if need_weight:
+            grad_weight.copy_(torch.einsum("nchw,ndhw->cd", grad, features.to(weight.dtype)))
     return grad_features, grad_weight
 
 
@@ -89,6 +89,28 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return grad_features if need_features else None, grad_weight if need_weight else None
 
 
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.needs = inputs[3:]
+
+
+def _second(
+    ctx: Any, of_features: Tensor, of_weight: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    # dX = W^T . g and dW = g . X^T are bilinear, so their gradients are the same three products.
+    grad, features, weight = ctx.saved_tensors
+    needs_features, needs_weight = ctx.needs
+    product, backward = torch.ops.cxr_fast.cam, torch.ops.cxr_fast.cam_backward
+    to_grad, to_features, to_weight = torch.zeros_like(grad), None, None
+    if needs_features:
+        to_grad = to_grad + product(of_features, weight)
+        _, to_weight = backward(grad, of_features, weight, False, True)
+    if needs_weight:
+        to_grad = to_grad + product(features, of_weight)
+        to_features, _ = backward(grad, features, of_weight, True, False)
+    return to_grad, to_features, to_weight, None, None
+
+
 library.define("cam", "(Tensor features, Tensor weight) -> Tensor", reference.cam, _fake)
 library.define(
     "cam_backward",
@@ -98,3 +120,4 @@ library.define(
     _backward_fake,
 )
 library.differentiate("cam", _backward, _setup_context)
+library.differentiate("cam_backward", _second, _setup_second)

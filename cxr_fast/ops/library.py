@@ -58,9 +58,11 @@ def load_kernels() -> str:
         return "reference (no compiled kernels: cxr_fast was installed without its extension)"
     torch.ops.load_library(spec.origin)
     isa = ctypes.CDLL(spec.origin).cxr_fast_isa
-    isa.restype = ctypes.c_char_p
-    name: bytes = isa()
-    return f"C++ ({name.decode()})"
+    isa.restype, isa.argtypes = ctypes.c_bool, (ctypes.c_char_p, ctypes.c_size_t)
+    text = ctypes.create_string_buffer(512)
+    if not isa(text, len(text)):
+        raise RuntimeError(text.value.decode())
+    return f"C++ ({text.value.decode()})"
 
 
 def require_tensor(name: str, value: object) -> None:

@@ -91,9 +91,7 @@ def test_going_on_with_a_run(tmp_path: Path) -> None:
     with open_run(tmp_path, SETTINGS) as run:
         run.write_shard(4, rows(4))
     before = (tmp_path / "findings" / "part-00004.parquet").stat()
-    with open_run(
-        tmp_path, {**SETTINGS, "mining": {"thresholds": [0.25, 0.75], "steps": 3}}
-    ) as run:
+    with open_run(tmp_path, {**SETTINGS, "mining": {"thresholds": [0.25, 0.75], "steps": 3}}) as run:
         assert run.finished_shards() == {4}
         with pytest.raises(FileExistsError, match=r"shard 4 .* is finished"):
             run.write_shard(4, rows(5))
@@ -197,9 +195,7 @@ def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
         try:
-            with pytest.raises(
-                RunFolderError, match=f"in use by another run .process {other.pid} "
-            ):
+            with pytest.raises(RunFolderError, match=f"in use by another run .process {other.pid} "):
                 open_run(tmp_path, {})
         finally:
             other.kill()
@@ -359,9 +355,7 @@ def test_everything_is_synced_before_it_is_named(
         return os.readlink(f"/proc/self/fd/{descriptor}")
 
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(("sync", name(fd))), sync(fd)))
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (events.append((str(a), str(b))), replace(a, b))
-    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append((str(a), str(b))), replace(a, b)))
     with open_run(tmp_path, {}) as run:
         events.clear()
         run.write_shard(0, rows(0), [("a", "b")])

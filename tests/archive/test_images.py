@@ -114,9 +114,7 @@ def test_folder(tmp_path: Path) -> None:
     assert list_images(str(tmp_path) + "/") == found
 
 
-def test_relative_source_gives_absolute_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_source_gives_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(grow(tmp_path, "in/a.png"))
     for source in ("in", "./in/", "in/*.png", "in/a.png", "../" + tmp_path.name + "/in"):
         assert list_images(source).image_ids == ("a.png",)
@@ -629,9 +627,7 @@ def samples() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", list(samples()))
 def test_truncation_is_always_found(name: str) -> None:
     data = samples()[name]
-    lengths = [len(data) * part // 40 for part in range(40)] + list(
-        range(len(data) - 16, len(data))
-    )
+    lengths = [len(data) * part // 40 for part in range(40)] + list(range(len(data) - 16, len(data)))
     for length in lengths:
         assert reason(data[:length]), length
 
@@ -777,7 +773,5 @@ def test_unreadable_image_crosses_processes() -> None:
 
 def test_import_brings_no_torch() -> None:
     code = "import sys, cxr_fast.archive.images, cxr_fast.archive.findings; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "cv2", "imagecodecs"} & set(result.stdout.split())

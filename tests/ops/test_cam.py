@@ -27,9 +27,7 @@ def exact(features: torch.Tensor, weight: torch.Tensor) -> np.ndarray:
 
 def assert_close(ours: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
     scale = max(np.abs(expected).max(initial=0), 1e-30)
-    np.testing.assert_allclose(
-        ours.double().numpy() / scale, expected / scale, rtol=0, atol=tolerance
-    )
+    np.testing.assert_allclose(ours.double().numpy() / scale, expected / scale, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,9 +61,7 @@ def test_two_byte_floats_are_read_exactly() -> None:
         values = every.view(dtype)
         for features in (values.view(1, 1, 256, 256), values.view(1, 1, 256, 256)[..., :253]):
             expected = features.float()
-            torch.testing.assert_close(
-                ops.cam(features, one), expected, rtol=0, atol=0, equal_nan=True
-            )
+            torch.testing.assert_close(ops.cam(features, one), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -96,9 +92,7 @@ def test_slices_and_transposes_give_the_same_numbers() -> None:
     ]
     for features in variants:
         assert_close(ops.cam(features, weight), exact(features, weight), 2e-6)
-    assert_close(
-        ops.cam(big[:, 5:30], weight.t().contiguous().t()), exact(big[:, 5:30], weight), 2e-6
-    )
+    assert_close(ops.cam(big[:, 5:30], weight.t().contiguous().t()), exact(big[:, 5:30], weight), 2e-6)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3, 2), (2, 4, 3, 3, 0), (2, 0, 3, 3, 2)])

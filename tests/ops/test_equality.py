@@ -30,9 +30,7 @@ def assert_same_mining(cam: torch.Tensor, **settings: object) -> None:
     ours = ops.mine_cam(cam, image_size=(1024, 768), **arguments)
     theirs = reference.mine_cam(cam, image_size=(1024, 768), **arguments)
     assert torch.equal(ours.mined.erased_at, theirs.mined.erased_at)
-    torch.testing.assert_close(
-        ours.mined.extent, theirs.mined.extent, rtol=0, atol=0, equal_nan=True
-    )
+    torch.testing.assert_close(ours.mined.extent, theirs.mined.extent, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(ours.heatmap, theirs.heatmap, rtol=0, atol=0, equal_nan=True)
     for name in ("counts", "boxes", "scores"):
         assert torch.equal(getattr(ours.found, name), getattr(theirs.found, name)), name
@@ -126,9 +124,7 @@ def test_results_do_not_depend_on_threads(rng: np.random.Generator) -> None:
             torch.set_num_threads(threads)
             result = ops.attention_mining(features, weight)
             gradients = torch.ops.cxr_fast.cam_backward(result.cam, features, weight, True, True)
-            results.append(
-                (result.cam, result.heatmap, result.found.boxes, result.logits, *gradients)
-            )
+            results.append((result.cam, result.heatmap, result.found.boxes, result.logits, *gradients))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

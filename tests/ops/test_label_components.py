@@ -43,9 +43,7 @@ def test_any_mask(mask: np.ndarray, connectivity: int) -> None:
 
 @pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("density", [0.1, 0.45, 0.6, 0.9])
-def test_large_images_in_strips(
-    density: float, connectivity: int, rng: np.random.Generator
-) -> None:
+def test_large_images_in_strips(density: float, connectivity: int, rng: np.random.Generator) -> None:
     mask = rng.random((700, 517)) < density
     expected, _ = ndimage.label(mask, STRUCTURES[connectivity])
     before = torch.get_num_threads()
