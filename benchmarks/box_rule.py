@@ -3,8 +3,8 @@
     python benchmarks/box_rule.py ARCHIVE MODEL [--json FILE]
 
 ARCHIVE is laid out as ChestX-ray14 with true boxes (``cxr-fast phantom``). The network runs once; every
-rule then works on the same CAMs, for the classes that each image's labels name, as the paper does. Beside
-the rules stands the floor: random boxes of the true sizes. Intervals are bootstrapped over images.
+rule then works on the same CAMs, for the classes that each image's labels name, as the paper does.
+Beside the rules stands the floor: three random boxes of the class's own sizes.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def main() -> None:
         counts = found.counts.numpy() * wanted
         n, c, k = np.nonzero(np.arange(3) < counts[..., None])
         judged = judge(n, k + 1, c, found.boxes.numpy()[n, c, k])
-        text = f"T={rule['steps']} cut {rule['threshold']} {rule['select']} {rule['name']} x{rule['upsample']}"
+        text = f"T={rule['steps']} cut {rule['threshold']} {rule['select']} {rule['name']}"
+        text += f" x{rule['upsample']}"
         results.append({"rule": text, **judged})
     results[1:] = sorted(results[1:], key=lambda r: -(r["acc"][0] + r["acc"][1]))
 

@@ -25,7 +25,7 @@ def render(outcomes: Sequence[Outcome]) -> str:
     """The table as text: a row for each case, a line in it for each peer."""
     about = machine()
     table = Table(
-        title=f"{about['cpu']}, {about['threads']} threads, {about['kernels']}, "
+        title=f"{about['cpu']}, threads: {about['threads']}, {about['kernels']}, "
         f"torch {about['torch']}; medians in ms; (x) = times as long as ours",
         show_lines=True,
     )

@@ -262,3 +262,7 @@ def env() -> None:
     click.echo(f"precision auto on this processor: {str(cpu).removeprefix('torch.')}")
     if torch.cuda.is_available():
         click.echo(f"{torch.cuda.get_device_name()}: kernels reference (plain PyTorch)")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,19 @@
 
 namespace cxr::CXR_ISA {
 
+// row[from, to) = value. Runs are short: whole vectors, then one pixel after the other.
+inline void fill(int32_t* row, int64_t from, int64_t to, int32_t value) {
+  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+  const Ints values = value - Ints{};
+  for (; from + kFloats <= to; from += kFloats) std::memcpy(row + from, &values, sizeof(values));
+#if defined(__AVX512F__)
+  const auto rest = static_cast<__mmask16>((1u << (to - from)) - 1);
+  _mm512_mask_storeu_epi32(row + from, rest, bits_of<__m512i>(values));
+#else
+  for (; from < to; ++from) row[from] = value;
+#endif
+}
+
 struct RunForest {
   int64_t height, width, words, runs_a_row;
   Scratch<int32_t> begin, end;  // of every run; a row's runs lie in sequence
@@ -38,14 +51,10 @@ struct RunForest {
     }
     return run;
   }
-  void join(int32_t a, int32_t b) {
-    a = root(a);
-    b = root(b);
-    if (a < b) {
-      parent[b] = a;
-    } else {
-      parent[a] = b;
-    }
+  // The same without shortening the way: between strips, only roots may point out of their strip.
+  int32_t root_as_is(int32_t run) {
+    while (parent[run] != run) run = parent[run];
+    return run;
   }
 
   // The runs of row y, numbered from `run`; returns the next free number.
@@ -87,23 +96,46 @@ struct RunForest {
     return run;
   }
 
-  // Joins the runs of row y to those above that touch them. `fresh`: they have no parent yet.
-  void join_rows(int64_t y, int reach, bool fresh) {
-    int64_t above = y > 0 ? run_from(y - 1) : 0;
-    const int64_t above_end = y > 0 ? run_to(y - 1) : 0;
+  // Joins the runs of row y, which have no parent yet, to those above that touch them.
+  void join_rows(int64_t y, int reach) {
+    int64_t above = run_from(y - 1);
+    const int64_t above_end = run_to(y - 1);
     for (int64_t run = run_from(y); run < run_to(y); ++run) {
       const int32_t me = static_cast<int32_t>(run);
-      if (fresh) parent[me] = me;
+      const int32_t from = begin[run] - reach, to = end[run] + reach;
+      while (above < above_end && end[above] <= from) ++above;
+      if (above == above_end || begin[above] >= to) {
+        parent[me] = me;
+        continue;
+      }
+      int32_t mine = root(static_cast<int32_t>(above));
+      for (int64_t other = above + 1; other < above_end && begin[other] < to; ++other) {
+        const int32_t theirs = root(static_cast<int32_t>(other));
+        parent[greatest(mine, theirs)] = least(mine, theirs);
+        mine = least(mine, theirs);
+      }
+      parent[me] = mine;
+    }
+  }
+
+  // Joins the first row of a strip to the last row of the strip before. Roots that lose their place
+  // are noted in `demoted`; returns how many are noted now.
+  int64_t join_strips(int64_t y, int reach, Scratch<int32_t>& demoted, int64_t noted) {
+    int64_t above = run_from(y - 1);
+    const int64_t above_end = run_to(y - 1);
+    for (int64_t run = run_from(y); run < run_to(y); ++run) {
       const int32_t from = begin[run] - reach, to = end[run] + reach;
       while (above < above_end && end[above] <= from) ++above;
       for (int64_t other = above; other < above_end && begin[other] < to; ++other) {
-        if (fresh && other == above) {
-          parent[me] = root(static_cast<int32_t>(other));
-        } else {
-          join(me, static_cast<int32_t>(other));
-        }
+        const int32_t a = root_as_is(static_cast<int32_t>(run));
+        const int32_t b = root_as_is(static_cast<int32_t>(other));
+        if (a == b) continue;
+        parent[greatest(a, b)] = least(a, b);
+        demoted.grow(noted + 1, noted);
+        demoted[noted++] = greatest(a, b);
       }
     }
+    return noted;
   }
 
   void scan_strip(const uint8_t* mask, int64_t y_begin, int64_t y_end, int reach) {
@@ -111,21 +143,37 @@ struct RunForest {
     for (int64_t y = y_begin; y < y_end; ++y) {
       run = scan_row(mask + y * width, y, run);
       if (y > y_begin) {
-        join_rows(y, reach, true);
+        join_rows(y, reach);
       } else {
         for (int64_t i = run_from(y); i < run; ++i) parent[i] = static_cast<int32_t>(i);
       }
     }
   }
 
-  // Parents become labels: a parent is never greater than its run, so one pass in order suffices.
-  void number() {
-    int32_t labels = 0;
-    for (int64_t y = 0; y < height; ++y) {
-      for (int64_t run = run_from(y); run < run_to(y); ++run) {
-        parent[run] = parent[run] == run ? -(++labels) : parent[parent[run]];
-      }
+  template <class Visit>
+  void for_each_run(int64_t y_begin, int64_t y_end, Visit visit) {
+    for (int64_t y = y_begin; y < y_end; ++y) {
+      for (int64_t run = run_from(y); run < run_to(y); ++run) visit(run);
     }
+  }
+
+  // Labels replace parents, as negative numbers. First the roots of a strip, which follow `labels`
+  // others; then, when all strips are so far, the rest: a parent comes before its run, or is the
+  // root itself.
+  int64_t count_roots(int64_t y_begin, int64_t y_end) {
+    int64_t roots = 0;
+    for_each_run(y_begin, y_end, [&](int64_t run) { roots += parent[run] == run; });
+    return roots;
+  }
+  void number_roots(int64_t y_begin, int64_t y_end, int64_t labels) {
+    for_each_run(y_begin, y_end, [&](int64_t run) {
+      if (parent[run] == run) parent[run] = static_cast<int32_t>(-(++labels));
+    });
+  }
+  void number_rest(int64_t y_begin, int64_t y_end) {
+    for_each_run(y_begin, y_end, [&](int64_t run) {
+      if (parent[run] >= 0) parent[run] = parent[parent[run]];
+    });
   }
 
   void write_rows(int64_t y_begin, int64_t y_end, int32_t* labels) {
@@ -133,15 +181,52 @@ struct RunForest {
       int32_t* row = labels + y * width;
       int64_t x = 0;
       for (int64_t run = run_from(y); run < run_to(y); ++run) {
-        const int64_t from = begin[run], to = end[run];
-        const int32_t label = -parent[run];
-        for (; x < from; ++x) row[x] = 0;
-        for (; x < to; ++x) row[x] = label;
+        fill(row, x, begin[run], 0);
+        fill(row, begin[run], end[run], -parent[run]);
+        x = end[run];
       }
-      for (; x < width; ++x) row[x] = 0;
+      fill(row, x, width, 0);
     }
   }
 };
+
+// Images so large that several threads share each: in strips of rows, whose borders are joined between.
+inline void label_in_strips(int64_t images, int64_t height, int64_t width, const uint8_t* mask,
+                            int reach, int32_t* labels, const Scheduler& scheduler) {
+  RunForest forest(height, width);
+  const int64_t rows = 32768 / width + 1, strips = (height + rows - 1) / rows;
+  Scratch<int64_t> labels_before(strips + 1);
+  Scratch<int32_t> demoted(1024);
+  const auto first = [&](int64_t strip) { return least(strip * rows, height); };
+  const auto for_strips = [&](auto work) {
+    parallel(scheduler, strips, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t strip = begin; strip < end; ++strip) work(strip);
+    });
+  };
+  for (int64_t i = 0; i < images; ++i) {
+    for_strips([&](int64_t strip) {
+      forest.scan_strip(mask + i * height * width, first(strip), first(strip + 1), reach);
+    });
+    int64_t noted = 0;
+    for (int64_t strip = 1; strip < strips; ++strip) {
+      noted = forest.join_strips(first(strip), reach, demoted, noted);
+    }
+    // A chain of parents leaves its strip once, and must end there.
+    for (int64_t d = 0; d < noted; ++d) forest.parent[demoted[d]] = forest.root(demoted[d]);
+    for_strips([&](int64_t strip) {
+      labels_before[strip + 1] = forest.count_roots(first(strip), first(strip + 1));
+    });
+    labels_before[0] = 0;
+    for (int64_t strip = 0; strip < strips; ++strip) labels_before[strip + 1] += labels_before[strip];
+    for_strips([&](int64_t strip) {
+      forest.number_roots(first(strip), first(strip + 1), labels_before[strip]);
+    });
+    for_strips([&](int64_t strip) {
+      forest.number_rest(first(strip), first(strip + 1));
+      forest.write_rows(first(strip), first(strip + 1), labels + i * height * width);
+    });
+  }
+}
 
 inline void label_components(int64_t images, int64_t height, int64_t width, const uint8_t* mask,
                              int connectivity, int32_t* labels, const Scheduler& scheduler) {
@@ -153,28 +238,14 @@ inline void label_components(int64_t images, int64_t height, int64_t width, cons
       RunForest forest(height, width);
       for (int64_t i = first; i < last; ++i) {
         forest.scan_strip(mask + i * area, 0, height, reach);
-        forest.number();
+        forest.number_roots(0, height, 0);
+        forest.number_rest(0, height);
         forest.write_rows(0, height, labels + i * area);
       }
     });
     return;
   }
-  RunForest forest(height, width);
-  Scratch<uint8_t> starts_strip(height);
-  const int64_t rows = large / 4 / width + 1;
-  for (int64_t i = 0; i < images; ++i) {
-    for (int64_t y = 0; y < height; ++y) starts_strip[y] = 0;
-    parallel(scheduler, height, rows, [&](int64_t first, int64_t last) {
-      starts_strip[first] = 1;
-      forest.scan_strip(mask + i * area, first, last, reach);
-    });
-    for (int64_t y = 1; y < height; ++y) {
-      if (starts_strip[y]) forest.join_rows(y, reach, false);
-    }
-    forest.number();
-    parallel(scheduler, height, rows,
-             [&](int64_t first, int64_t last) { forest.write_rows(first, last, labels + i * area); });
-  }
+  label_in_strips(images, height, width, mask, reach, labels, scheduler);
 }
 
 }  // namespace cxr::CXR_ISA

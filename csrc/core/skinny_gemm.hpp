@@ -44,13 +44,16 @@ struct Rows {
   Rows at(int64_t r, int64_t j) const { return {data + r * stride + j, stride}; }
 };
 
+// The loops over the tile are unrolled so that its sums live in registers from first to last.
 // `last` is the number of valid lanes in the last of the J vectors when Partial. `Ahead` rows further
 // down, B is fetched into the cache: the block that follows.
 template <class Acc, int I, int J, bool Partial, int64_t Ahead, int64_t Row, class TB, class TO>
 inline void gemm_tile(Scalars<Acc, Row> a, Rows<const TB> b, int64_t size_k, Rows<TO> out,
                       bool accumulate, int last) {
   Vec<Acc> sum[I][J];
+#pragma GCC unroll 32
   for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 32
     for (int j = 0; j < J; ++j) {
       const TO* p = out.data + i * out.stride + j * kLanes<Acc>;
       sum[i][j] = !accumulate               ? Vec<Acc>{}
@@ -60,17 +63,22 @@ inline void gemm_tile(Scalars<Acc, Row> a, Rows<const TB> b, int64_t size_k, Row
   }
   for (int64_t k = 0; k < size_k; ++k) {
     Vec<Acc> row[J];
+#pragma GCC unroll 32
     for (int j = 0; j < J; ++j) {
       const TB* p = b.data + k * b.stride + j * kLanes<Acc>;
       row[j] = (Partial && j == J - 1) ? load_partial<Acc>(p, last) : load<Acc>(p);
       if (Ahead > 0) __builtin_prefetch(p + Ahead * b.stride);
     }
+#pragma GCC unroll 32
     for (int i = 0; i < I; ++i) {
       const Vec<Acc> scalar = broadcast<Acc>(a.data[i * Row + k * a.column]);
+#pragma GCC unroll 32
       for (int j = 0; j < J; ++j) sum[i][j] = multiply_add<Acc>(scalar, row[j], sum[i][j]);
     }
   }
+#pragma GCC unroll 32
   for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 32
     for (int j = 0; j < J; ++j) {
       TO* p = out.data + i * out.stride + j * kLanes<Acc>;
       if (Partial && j == J - 1) {
@@ -153,6 +161,7 @@ inline void stream_row_tile(Rows<const T> a, int64_t size_k, Rows<const Acc> b, 
     int64_t k = 0;
     for (; k + kLanes<Acc> <= size_k; k += kLanes<Acc>) {
       store<Acc>(block + i * kStreamBlockK + k, load<Acc>(row + k));
+      __builtin_prefetch(row + I * a.stride + k);  // the rows that follow
     }
     for (; k < size_k; ++k) block[i * kStreamBlockK + k] = to_acc<Acc>(row[k]);
   }

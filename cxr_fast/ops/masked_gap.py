@@ -22,7 +22,8 @@ def masked_gap(cam: Tensor, erased_at: Tensor, steps: int = 3) -> Tensor:
         steps: T, 1 to 255.
 
     Returns:
-        [N, C, T] float32 (float64 for a float64 cam), to 1e-5 of the mean magnitude. Differentiable in cam:
+        [N, C, T] float32 (float64 for a float64 cam), to 1e-5 of the mean magnitude. Differentiable in
+        cam:
         dcam = sum over t of dz_t * M_{t-1} / (H * W).
 
     Raises:

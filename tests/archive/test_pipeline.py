@@ -1,4 +1,4 @@
-"""The pipeline from files to rows, on pictures that the test draws and a network with random weights."""
+"""The pipeline from files to rows, on pictures drawn here and a network with random weights."""
 
 from __future__ import annotations
 

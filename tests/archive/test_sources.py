@@ -1,0 +1,196 @@
+"""Listing a source and naming its images. Oracle: glob."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxr_fast.archive.images import file_name, image_id_of, list_images
+
+
+def grow(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_folder(tmp_path: Path) -> None:
+    grow(tmp_path, "b/2.png", "b/1.JPG", "a.png", "b.png", "no_suffix", "scan.dcm", "b/c/d/e.tif")
+    grow(tmp_path, ".hidden.png", ".git/x.png", "labels.csv", "notes.TXT", "m.json", "b/README.md")
+    (tmp_path / "c").mkdir()
+    found = list_images(tmp_path)
+    ids = ("a.png", "b.png", "b/1.JPG", "b/2.png", "b/c/d/e.tif", "no_suffix", "scan.dcm")
+    assert found.image_ids == ids
+    assert found.paths == [str(tmp_path / name) for name in ids]
+    assert found.path(2) == str(tmp_path / "b" / "1.JPG")
+    assert len(found) == 7
+    assert list_images(str(tmp_path) + "/") == found
+
+
+def test_relative_source_gives_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(grow(tmp_path, "in/a.png"))
+    for source in ("in", "./in/", "in/*.png", "in/a.png", "../" + tmp_path.name + "/in"):
+        assert list_images(source).image_ids == ("a.png",)
+        assert list_images(source).paths == [str(tmp_path / "in" / "a.png")]
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    grow(tmp_path, "in/z/1.png", "out/2.png", "out/deep/3.png", "4.png")
+    source = tmp_path / "in"
+    (source / "up").symlink_to("..")  # a loop
+    (source / "self").symlink_to(".")
+    (source / "a_link_to_z").symlink_to("z")  # sorts before z, yet z keeps its name
+    (source / "file.png").symlink_to("../4.png")
+    (source / "dead.png").symlink_to("nowhere")
+    (source / "circle.png").symlink_to("circle.png")
+    os.mkfifo(source / "pipe.png")
+    found = list_images(source)
+    # What cannot be read is listed too: it must end in the errors table, not in silence.
+    assert found.image_ids == (
+        *("circle.png", "dead.png", "file.png", "pipe.png"),
+        *("up/4.png", "up/out/2.png", "up/out/deep/3.png", "z/1.png"),
+    )
+
+
+def test_a_linked_folder_keeps_its_own_name(tmp_path: Path) -> None:
+    names = [f"{letter}/x.png" for letter in "bdfhjlnprt"]
+    grow(tmp_path, *names)
+    for name in names:
+        for letter in "acz":
+            (tmp_path / f"{letter}-{name[0]}").symlink_to(name[0])
+    assert list(list_images(tmp_path).image_ids) == names
+
+
+def test_the_number_of_links_does_not_matter(tmp_path: Path) -> None:
+    for index in range(12):  # 12! ways through
+        grow(tmp_path, f"{index}/x.png")
+        for other in range(12):
+            (tmp_path / f"{index}" / f"to{other}").symlink_to(f"../{other}")
+    assert len(list_images(tmp_path)) == 12
+    assert len(list_images(f"{tmp_path}/**/*.png")) == 12
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*.png", "**/*.png", "**", "**/**/*", "*/*.png", "a/**/*.png", "**/b/*.png", "a/**/c/*.png",
+        "?.png", "[ab].png", "**/c/**/*", "*/b/*", "a/b/*", "**/*b*/**", "./*.png", "a//*.png",
+    ],
+)  # fmt: skip
+def test_patterns_agree_with_glob(tmp_path: Path, pattern: str) -> None:
+    grow(tmp_path, "a.png", "b.png", "cc.png", "a/a.png", "a/b/x.png", "a/b/c/y.png", "b/b/z.png")
+    grow(tmp_path, "a/c/c/w.jpg", "d/a/b/c/v.png", ".h/h.png", "a/.h.png")
+    text = f"{tmp_path}/{pattern}"
+    expected = {os.path.normpath(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p)}
+    found = list_images(text)
+    assert set(found.paths) == expected
+    assert list(found.image_ids) == sorted(found.image_ids)
+    fixed = tmp_path / "a" if pattern.startswith("a/") else tmp_path
+    fixed = fixed / "b" if pattern.startswith("a/b/") else fixed
+    assert found.root == str(fixed)
+
+
+def test_a_folder_whose_name_has_wildcards_is_that_folder(tmp_path: Path) -> None:
+    grow(tmp_path, "a[b]*/x.png", "ab/y.png")
+    assert list_images(tmp_path / "a[b]*").image_ids == ("x.png",)
+
+
+@pytest.mark.parametrize("header", ["path", "Image Index", " IMAGE ", "PATH"])
+def test_csv_with_a_known_column(tmp_path: Path, header: str) -> None:
+    grow(tmp_path, "in/z.png", "in/a.png", "else.png")
+    table = tmp_path / "in" / "list.csv"
+    rows = ["z.png", "./a.png", "missing.png", "../else.png", str(tmp_path / "in/sub/../b.png")]
+    lines = [f"label,{header}\n", *(f'"1,2",{row}\n' for row in rows), "\n"]
+    if header == "path":  # first in its line, so right behind the byte order mark
+        lines = [f"{header},label\n", *(f'{row},"1,2"\n' for row in rows), "\n"]
+    table.write_text("\ufeff" + "".join(lines), encoding="utf-8")
+    found = list_images(table)
+    assert found.image_ids == ("z.png", "a.png", "missing.png", "../else.png", "b.png")
+    assert os.path.samefile(found.path(3), tmp_path / "else.png")
+
+
+def test_csv_by_its_first_column(tmp_path: Path) -> None:
+    grow(tmp_path, "a.png", "b.png")
+    table = tmp_path / "list.csv"
+    table.write_text("file,label\nb.png,1\na.png,0\n")
+    assert list_images(table).image_ids == ("b.png", "a.png")
+    table.write_text("\ufeffb.png,1\na.png,0\n", encoding="utf-8")  # no header: a file
+    assert list_images(table).image_ids == ("b.png", "a.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\na.png\n./a.png\n", r"names 'a\.png' more than once"),
+        ("path\na.png\nsub/../a.png\n", r"names 'a\.png' more than once"),
+        ("path\n", "names no file"),
+        ("", "names no file"),
+        ("label,path\n1,a.png\n2,\n", "line 3 of .* names no image"),
+        ("label,path\n1\n", "line 2 of .* names no image"),
+        ("path\n" + "x" * 200_000, "is not CSV"),
+    ],
+)
+def test_csv_refusals(tmp_path: Path, text: str, message: str) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list_images(table)
+
+
+def test_single_file(tmp_path: Path) -> None:
+    grow(tmp_path, "sub/one.weird")
+    found = list_images(tmp_path / "sub" / "one.weird")
+    assert found.image_ids == ("one.weird",)
+    assert found.paths == [str(tmp_path / "sub" / "one.weird")]
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere/*.png", "", "a\0b", "sub/nothing.png"])
+def test_missing_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^no images: "):
+        list_images(source)
+
+
+def test_empty_source(tmp_path: Path) -> None:
+    grow(tmp_path, "notes.txt", ".hidden")
+    for source in (tmp_path, f"{tmp_path}/*.png"):
+        with pytest.raises(ValueError, match=r"^no images: the "):
+            list_images(source)
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    names = [
+        *(b"plain.png", "\u00e9.png".encode(), b"new\nline.png", b"latin\xe9.png", b"100%.png"),
+        *(b"back\\x0aslash.png", b"tab\t\x7f.png", "sep\u2028\u0085.png".encode()),
+        *(b"half\xc3.png", b"quote'\".png"),
+    ]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).touch()
+    found = list_images(tmp_path)
+    assert sorted(os.fsencode(os.path.basename(path)) for path in found.paths) == sorted(names)
+    assert all(os.path.isfile(path) for path in found.paths)
+    assert all(len(image_id.splitlines()) == 1 for image_id in found.image_ids)
+    assert pa.array(found.image_ids, pa.string()).to_pylist() == list(found.image_ids)
+    ids = set(found.image_ids)
+    assert {"plain.png", "\u00e9.png", "100%.png", r"new\x0aline.png", r"latin\xe9.png"} <= ids
+    assert {r"back\x5cx0aslash.png", r"tab\x09\x7f.png", r"sep\xe2\x80\xa8\xc2\x85.png"} <= ids
+    lines = b"path\n" + b"\n".join(n for n in names if not {10, 34} & set(n))
+    (tmp_path / "list.csv").write_bytes(lines)
+    assert set(list_images(tmp_path / "list.csv").image_ids) <= ids
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_an_id_is_reversible(raw: bytes) -> None:
+    name = os.fsdecode(raw)
+    image_id = image_id_of(name)
+    image_id.encode("utf-8")  # valid text
+    assert os.fsencode(file_name(image_id)) == raw
+    assert "\n" not in image_id
