@@ -219,6 +219,7 @@ Array<int32_t> label_components(const Array<bool>& mask, int connectivity, int t
   assert_that(mask.ndim() >= 2, "mask [..., H, W] expected");
   Array<int32_t> labels(Shape(mask.shape(), mask.shape() + mask.ndim()));
   const int64_t height = mask.shape(mask.ndim() - 2), width = mask.shape(mask.ndim() - 1);
+  assert_that(height <= 32768 && width <= 32768, "sides of at most 32768 expected");
   const uint8_t* m = reinterpret_cast<const uint8_t*>(mask.data());
   int32_t* out = labels.mutable_data();
   if (labels.size() > 0) {

@@ -347,6 +347,7 @@ Tensor label_components(const Tensor& mask, int64_t connectivity) {
   const Tensor m = dense(mask);
   Tensor labels = make(shape_of(mask), ScalarType::Int);
   const int64_t height = mask.size(mask.dim() - 2), width = mask.size(mask.dim() - 1);
+  STD_TORCH_CHECK(height <= 32768 && width <= 32768, "mask: expected sides of at most 32768");
   if (labels.numel() > 0) {
     cxr::kernels().label_components(labels.numel() / (height * width), height, width, in<uint8_t>(m),
                                     static_cast<int>(connectivity), out<int32_t>(labels), scheduler());

@@ -24,25 +24,24 @@ inline void fill(int32_t* row, int64_t from, int64_t to, int32_t value) {
 }
 
 struct RunForest {
-  int64_t height, width, words, runs_a_row;
-  Scratch<int32_t> begin, end;  // of every run; a row's runs lie in sequence
-  Scratch<int32_t> parent;      // later the label
-  Scratch<int64_t> first_run;   // of every row, and one past the last
+  int64_t height, width, words;
+  Scratch<uint64_t> bits;
+  Scratch<int64_t> first_run;    // of every row, and one past the last: a row's runs lie in sequence
+  Scratch<uint16_t> begin, end;  // of every run; sides are at most 32768
+  Scratch<int32_t> parent;       // later the label
 
   RunForest(int64_t h, int64_t w)
       : height(h),
         width(w),
         words((w + 63) / 64),
-        runs_a_row((w + 1) / 2),
-        begin(h * runs_a_row),
-        end(h * runs_a_row),
-        parent(h * runs_a_row),
-        first_run(2 * h) {}
+        bits(h * words),
+        first_run(h + 1),
+        begin(0),
+        end(0),
+        parent(0) {}
 
-  // Rows own disjoint ranges of numbers only as far as strips need it: a strip starts at the number
-  // that its rows could not reach otherwise.
-  int64_t run_from(int64_t y) { return first_run[2 * y]; }
-  int64_t run_to(int64_t y) { return first_run[2 * y + 1]; }
+  int64_t run_from(int64_t y) { return first_run[y]; }
+  int64_t run_to(int64_t y) { return first_run[y + 1]; }
 
   int32_t root(int32_t run) {
     while (parent[run] != run) {
@@ -57,43 +56,54 @@ struct RunForest {
     return run;
   }
 
-  // The runs of row y, numbered from `run`; returns the next free number.
-  int64_t scan_row(const uint8_t* mask, int64_t y, int64_t run) {
-    first_run[2 * y] = run;
-    bool open = false;  // the run so far reaches the end of the last word
+  // The bitmap of row y, and in first_run[y + 1] how many runs it has.
+  void read_row(const uint8_t* mask, int64_t y) {
+    uint64_t* row = bits.data() + y * words;
+    uint64_t before = 0;  // the last pixel of the word before
+    int64_t runs = 0;
     for (int64_t w = 0; w < words; ++w) {
       const int64_t x = w * 64;
-      uint64_t word;
       if (x + 64 <= width) {
-        word = nonzero_bits(mask + x);
+        row[w] = nonzero_bits(mask + x);
       } else {
         uint8_t padded[64] = {};
         std::memcpy(padded, mask + x, static_cast<size_t>(width - x));
-        word = nonzero_bits(padded);
+        row[w] = nonzero_bits(padded);
       }
-      if (open) {
-        if (word == ~uint64_t{0}) continue;
-        const int stop = first_bit(~word);
-        end[run++] = static_cast<int32_t>(x + stop);
-        word &= bits_from(stop);
-        open = false;
-      }
-      while (word) {
-        const int start = first_bit(word);
-        begin[run] = static_cast<int32_t>(x + start);
-        const uint64_t gaps = ~word & bits_from(start);
-        if (!gaps) {
-          open = true;
-          break;
-        }
-        const int stop = first_bit(gaps);
-        end[run++] = static_cast<int32_t>(x + stop);
-        word &= bits_from(stop);
-      }
+      runs += __builtin_popcountll(row[w] & ~(row[w] << 1 | before));
+      before = row[w] >> 63;
     }
-    if (open) end[run++] = static_cast<int32_t>(width);
-    first_run[2 * y + 1] = run;
-    return run;
+    first_run[y + 1] = runs;
+  }
+
+  // Once all rows are read: numbers for their runs, and room. Memory is what the runs need, not what
+  // the worst mask would.
+  void number_runs() {
+    first_run[0] = 0;
+    for (int64_t y = 0; y < height; ++y) first_run[y + 1] += first_run[y];
+    begin.grow(first_run[height], 0);
+    end.grow(first_run[height], 0);
+    parent.grow(first_run[height], 0);
+  }
+
+  // Where the runs of row y begin and end.
+  void find_runs(int64_t y) {
+    const uint64_t* row = bits.data() + y * words;
+    uint16_t* next_begin = begin.data() + run_from(y);
+    uint16_t* next_end = end.data() + run_from(y);
+    uint64_t before = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      const uint64_t shifted = row[w] << 1 | before;
+      const int64_t x = w * 64;
+      for (uint64_t starts = row[w] & ~shifted; starts; starts &= starts - 1) {
+        *next_begin++ = static_cast<uint16_t>(x + first_bit(starts));
+      }
+      for (uint64_t stops = ~row[w] & shifted; stops; stops &= stops - 1) {
+        *next_end++ = static_cast<uint16_t>(x + first_bit(stops));
+      }
+      before = row[w] >> 63;
+    }
+    if (next_end < end.data() + run_to(y)) *next_end = static_cast<uint16_t>(width);
   }
 
   // Joins the runs of row y, which have no parent yet, to those above that touch them.
@@ -138,14 +148,14 @@ struct RunForest {
     return noted;
   }
 
-  void scan_strip(const uint8_t* mask, int64_t y_begin, int64_t y_end, int reach) {
-    int64_t run = y_begin * runs_a_row;
+  // The forest of a strip of rows, on its own.
+  void join_strip(int64_t y_begin, int64_t y_end, int reach) {
     for (int64_t y = y_begin; y < y_end; ++y) {
-      run = scan_row(mask + y * width, y, run);
+      find_runs(y);
       if (y > y_begin) {
         join_rows(y, reach);
       } else {
-        for (int64_t i = run_from(y); i < run; ++i) parent[i] = static_cast<int32_t>(i);
+        for (int64_t run = run_from(y); run < run_to(y); ++run) parent[run] = static_cast<int32_t>(run);
       }
     }
   }
@@ -194,7 +204,8 @@ struct RunForest {
 inline void label_in_strips(int64_t images, int64_t height, int64_t width, const uint8_t* mask,
                             int reach, int32_t* labels, const Scheduler& scheduler) {
   RunForest forest(height, width);
-  const int64_t rows = 32768 / width + 1, strips = (height + rows - 1) / rows;
+  // Enough strips to share out, few enough that their borders do not count.
+  const int64_t rows = greatest(32768 / width + 1, height / 16), strips = (height + rows - 1) / rows;
   Scratch<int64_t> labels_before(strips + 1);
   Scratch<int32_t> demoted(1024);
   const auto first = [&](int64_t strip) { return least(strip * rows, height); };
@@ -203,10 +214,14 @@ inline void label_in_strips(int64_t images, int64_t height, int64_t width, const
       for (int64_t strip = begin; strip < end; ++strip) work(strip);
     });
   };
+  use_large_pages(labels, static_cast<size_t>(images * height * width) * sizeof(int32_t));
   for (int64_t i = 0; i < images; ++i) {
+    const uint8_t* image = mask + i * height * width;
     for_strips([&](int64_t strip) {
-      forest.scan_strip(mask + i * height * width, first(strip), first(strip + 1), reach);
+      for (int64_t y = first(strip); y < first(strip + 1); ++y) forest.read_row(image + y * width, y);
     });
+    forest.number_runs();
+    for_strips([&](int64_t strip) { forest.join_strip(first(strip), first(strip + 1), reach); });
     int64_t noted = 0;
     for (int64_t strip = 1; strip < strips; ++strip) {
       noted = forest.join_strips(first(strip), reach, demoted, noted);
@@ -237,7 +252,9 @@ inline void label_components(int64_t images, int64_t height, int64_t width, cons
     parallel(scheduler, images, 16384 / area + 1, [&](int64_t first, int64_t last) {
       RunForest forest(height, width);
       for (int64_t i = first; i < last; ++i) {
-        forest.scan_strip(mask + i * area, 0, height, reach);
+        for (int64_t y = 0; y < height; ++y) forest.read_row(mask + i * area + y * width, y);
+        forest.number_runs();
+        forest.join_strip(0, height, reach);
         forest.number_roots(0, height, 0);
         forest.number_rest(0, height);
         forest.write_rows(0, height, labels + i * area);

@@ -7,7 +7,21 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace cxr::CXR_ISA {
+
+// Fresh memory costs a fault a page when it is first written; large pages make that 512 times fewer.
+inline void use_large_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t large = uintptr_t{2} << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + large - 1) / large * large;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / large * large;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 // An array of n trivial objects, aligned to a cache line, not initialised.
 template <class T>
@@ -38,6 +52,7 @@ class Scratch {
     const size_t bytes = (static_cast<size_t>(n > 0 ? n : 1) * sizeof(T) + 63) / 64 * 64;
     void* p = std::aligned_alloc(64, bytes);
     if (!p) throw std::bad_alloc();
+    use_large_pages(p, bytes);
     return static_cast<T*>(p);
   }
 
