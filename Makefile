@@ -68,8 +68,8 @@ check: $(VENV)/.installed-dev  ## Lint, types, layers, C++ format
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.hpp csrc/core/*.hpp
 
 bench: $(VENV)/.installed-dev  ## Race the operators against their peers
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable \
-	  --benchmark-disable-gc -s --results benchmarks/results
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet -o testpaths=benchmarks \
+	  -o python_files='bench_*.py' --results benchmarks/results
 
 wheel: $(BIN)/python  ## Build the wheel into dist/
 	$(TOOLS)
@@ -80,7 +80,8 @@ demo-model: $(VENV)/.installed  ## Train the bundled model again (about 20 minut
 	$(BIN)/cxr-fast phantom build/phantoms --images 5000 --size 512 --seed 1
 	$(BIN)/cxr-fast train build/phantoms --out cxr_fast/models/demo.safetensors --half \
 	  --backbone resnet18 --width 0.375 --in-channels 1 --input-size 256 \
-	  --epochs 16 --batch-size 32 --optimizer adamw --learning-rate 0.002 --weight-decay 0.02
+	  --epochs 16 --batch-size 32 --optimizer adamw --learning-rate 0.002 --weight-decay 0.02 \
+	  --steps 2 --upsample 4
 
 clean:  ## Remove what was built; .venv and results stay
 	rm -rf build dist

@@ -199,6 +199,10 @@ def phantom(
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option("--weight-decay", type=float, default=1e-4, show_default=True)
 @click.option("--balance", type=click.Choice(["none", "wang"]), default="none", show_default=True)
+@click.option("--steps", type=click.IntRange(1, 255), default=3, show_default=True,
+              help="Attention steps that `mine` takes with this model; recorded in it.")  # fmt: skip
+@click.option("--upsample", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Upsampling of heatmaps before boxes are cut; recorded likewise.")  # fmt: skip
 @click.option("--half", is_flag=True, help="Store the weights in float16.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_threads_option

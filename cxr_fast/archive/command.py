@@ -32,7 +32,7 @@ from cxr_fast.archive.pipeline import (
     mine_archive,
     run_settings,
 )
-from cxr_fast.config import BOXED_FINDINGS
+from cxr_fast.config import BOXED_FINDINGS, MiningSettings
 from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
 from cxr_fast.models import Architecture, ModelCard, save_checkpoint
 from cxr_fast.training import TrainingSettings, load_archive, provenance, train_base
@@ -165,11 +165,12 @@ def _classes_by_image(
 
 
 def _classes_to_draw(miner: Miner, mined: Mined, row: int, truth: Sequence[Truth]) -> list[MinedClass]:
-    """The classes with true boxes, then the most probable ones."""
+    """The classes with true boxes, then those more probable than not; at least one."""
     names = miner.card.class_names
     probability = mined.probability[row].float().cpu().numpy()
     true = list(dict.fromkeys(names.index(t.finding) for t in truth if t.finding in names))
     ranked = [int(c) for c in np.argsort(-probability) if int(c) not in true]
+    ranked = [c for c in ranked if probability[c] >= 0.5] or ([] if true else ranked[:1])
     cam, attention, heatmap, found = mined.result[1:]
     drawn = []
     for c in (true + ranked)[:_DRAWN]:
@@ -209,6 +210,7 @@ def train(
         Architecture(values["backbone"], values["msa"], values["width"], int(values["in_channels"])),
         BOXED_FINDINGS,
         values["input_size"],
+        mining=MiningSettings(steps=values["steps"], upsample=values["upsample"]),
     )
     _require_writable(out.parent)
     torch.set_num_threads(threads)

@@ -48,6 +48,14 @@ class Readings(NamedTuple):
     errors: tuple[tuple[str, str], ...]
 
 
+class Outcome(NamedTuple):
+    """What is kept of a batch until its shard is written: rows, whose images, what failed."""
+
+    findings: Findings
+    readable: tuple[int, ...]
+    errors: tuple[tuple[str, str], ...]
+
+
 @dataclass
 class Stages:
     """Seconds that workers spent on each stage, summed over threads."""
@@ -149,7 +157,7 @@ def mine_archive(
         with _Timed(stages, "read"):
             return read_batch(images, batch, miner.card.input_size, options.batch_size)
 
-    def mine(readings: Readings) -> tuple[Findings, Readings]:
+    def mine(readings: Readings) -> Outcome:
         with _Timed(stages, "network"):
             mined = miner.mine(readings.images, readings.sizes)
             wanted = None
@@ -161,19 +169,19 @@ def mine_archive(
             )
         if inspect:
             inspect(readings, mined)
-        return findings, readings
+        return Outcome(findings, readings.readable, readings.errors)
 
-    def work(batch: Batch) -> tuple[Findings, Readings] | Readings:
+    def work(batch: Batch) -> Outcome | Readings:
         return mine(read(batch)) if inline else read(batch)
 
     done = boxes = 0
-    waiting: list[tuple[Findings, Readings]] = []
+    waiting: list[Outcome] = []
     with ThreadPoolExecutor(threads, initializer=_one_thread_each if inline else None) as pool:
         batches = [b for shard in todo for b in _batches(shard, images, options)]
         for batch, outcome in _in_order(pool, work, batches, ahead=threads + 2):
             waiting.append(mine(outcome) if isinstance(outcome, Readings) else outcome)
             done += batch.last - batch.first
-            boxes += len(waiting[-1][0].rank)
+            boxes += len(waiting[-1].findings.rank)
             if batch.last == _shard_end(batch.shard, images, options):
                 _write(run, batch.shard, waiting, images, miner)
                 waiting = []
@@ -258,7 +266,7 @@ class _Timed:
 def _write(
     run: RunFolder,
     shard: int,
-    outcomes: Sequence[tuple[Findings, Readings]],
+    outcomes: Sequence[Outcome],
     images: ImageList,
     miner: Miner,
 ) -> None:
@@ -267,12 +275,12 @@ def _write(
         name: [] for name in ("rank", "boxes", "score", "probability")
     }
     errors: list[tuple[str, str]] = []
-    for findings, readings in outcomes:
-        columns["image_id"] += [images.image_ids[readings.readable[row]] for row in findings.image]
+    for findings, readable, failed in outcomes:
+        columns["image_id"] += [images.image_ids[readable[row]] for row in findings.image]
         columns["class"] += [miner.card.class_names[c] for c in findings.class_index]
         for name, values in parts.items():
             values.append(getattr(findings, name))
-        errors += readings.errors
+        errors += failed
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     boxes = joined.pop("boxes")
     edges = {edge: boxes[:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
