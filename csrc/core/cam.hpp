@@ -16,17 +16,11 @@ namespace cxr::CXR_ISA {
 // Pixels that one thread takes at least: below this a thread costs more than it brings.
 constexpr int64_t kMacsPerThread = 1 << 18;
 
-inline int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
-// [rows, columns] -> [columns, padded], zero-filled, as the packed operand of stream_rows.
+// [rows, columns] -> [columns, rows], the scalars of stream_columns.
 template <class Acc>
-inline void transpose_padded(const Acc* source, int64_t rows, int64_t columns, int64_t padded,
-                             Acc* out) {
+inline void transpose(const Acc* source, int64_t rows, int64_t columns, Acc* out) {
   for (int64_t j = 0; j < columns; ++j) {
-    for (int64_t i = 0; i < rows; ++i) out[j * padded + i] = source[i * columns + j];
-    for (int64_t i = rows; i < padded; ++i) out[j * padded + i] = 0;
+    for (int64_t i = 0; i < rows; ++i) out[j * rows + i] = source[i * columns + j];
   }
 }
 
@@ -34,7 +28,7 @@ template <class Acc, class T>
 inline void cam_planar(const Features& f, const Acc* weight, int64_t classes, Acc* cam,
                        const Scheduler& scheduler) {
   Scratch<Acc> packed(f.channels * classes);
-  transpose_padded(weight, classes, f.channels, classes, packed.data());
+  transpose(weight, classes, f.channels, packed.data());
   constexpr int64_t tile = 128;  // pixels; several tiles an image let threads share one image
   const int64_t tiles = (f.pixels + tile - 1) / tile;
   const int64_t grain = kMacsPerThread / (tile * f.channels * classes + 1) + 1;
@@ -56,24 +50,17 @@ inline void cam_planar(const Features& f, const Acc* weight, int64_t classes, Ac
 template <class Acc, class T>
 inline void cam_interleaved(const Features& f, const Acc* weight, int64_t classes, Acc* cam,
                             const Scheduler& scheduler) {
-  const int64_t padded = round_up(classes, kStreamColumns<Acc>);
-  Scratch<Acc> packed(f.channels * padded);
-  transpose_padded(weight, classes, f.channels, padded, packed.data());
-  constexpr int64_t tile = 4 * kStreamRows;
+  constexpr int64_t tile = 4 * kDotBlockRows;
   const int64_t tiles = (f.pixels + tile - 1) / tile;
-  const int64_t grain = kMacsPerThread / (tile * f.channels * padded + 1) + 1;
+  const int64_t grain = kMacsPerThread / (tile * f.channels * classes + 1) + 1;
   parallel(scheduler, f.images * tiles, grain, [&](int64_t begin, int64_t end) {
-    Scratch<Acc> sums(tile * padded);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / tiles, p = item % tiles * tile;
-      const int64_t count = least(tile, f.pixels - p);
       const T* x = static_cast<const T*>(f.data) + n * f.image + p * f.pixel;
-      stream_rows<Acc>(Rows<const T>{x, f.pixel}, Rows<const Acc>{packed.data(), padded}, count, padded,
-                       f.channels, Rows<Acc>{sums.data(), padded}, false);
       Acc* out = cam + n * classes * f.pixels + p;
-      for (int64_t c = 0; c < classes; ++c) {
-        for (int64_t q = 0; q < count; ++q) out[c * f.pixels + q] = sums[q * padded + c];
-      }
+      stream_dots<Acc>(Rows<const T>{x, f.pixel}, Rows<const Acc>{weight, f.channels},
+                       least(tile, f.pixels - p), classes, f.channels, Cells<Acc>{out, 1, f.pixels},
+                       false);
     }
   });
 }
@@ -119,33 +106,19 @@ inline void cam_grad_features(const Features& f, const Acc* weight, int64_t clas
 template <class Acc, class T>
 inline void cam_grad_weight_planar(const Features& f, int64_t classes, const Acc* grad_cam, Acc* out,
                                    const Scheduler& scheduler) {
-  const int64_t padded = round_up(classes, kStreamColumns<Acc>);
-  Scratch<Acc> packed(f.images * f.pixels * padded);
-  parallel(scheduler, f.images, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      transpose_padded(grad_cam + n * classes * f.pixels, classes, f.pixels, padded,
-                       packed.data() + n * f.pixels * padded);
-    }
-  });
-  constexpr int64_t tile = kStreamRows;
+  constexpr int64_t tile = kDotBlockRows;
   const int64_t tiles = (f.channels + tile - 1) / tile;
-  const int64_t grain = kMacsPerThread / (tile * f.images * f.pixels * padded + 1) + 1;
+  const int64_t grain = kMacsPerThread / (tile * f.images * f.pixels * classes + 1) + 1;
   parallel(scheduler, tiles, grain, [&](int64_t begin, int64_t end) {
-    Scratch<Acc> sums(tile * padded);
-    Scratch<Acc> of_image(tile * padded);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t d = item * tile, count = least(tile, f.channels - d);
-      for (int64_t i = 0; i < tile * padded; ++i) sums[i] = 0;
-      for (int64_t n = 0; n < f.images; ++n) {
-        const T* x = static_cast<const T*>(f.data) + n * f.image + d * f.channel;
-        stream_rows<Acc>(Rows<const T>{x, f.channel},
-                         Rows<const Acc>{packed.data() + n * f.pixels * padded, padded}, count, padded,
-                         f.pixels, Rows<Acc>{of_image.data(), padded}, false);
-        for (int64_t i = 0; i < count * padded; ++i) sums[i] += of_image[i];
-      }
-      for (int64_t c = 0; c < classes; ++c) {
-        for (int64_t q = 0; q < count; ++q) out[c * f.channels + d + q] = sums[q * padded + c];
-      }
+    const int64_t d = begin * tile, count = least(f.channels, end * tile) - d;
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int64_t i = 0; i < count; ++i) out[c * f.channels + d + i] = 0;
+    }
+    for (int64_t n = 0; n < f.images; ++n) {
+      const T* x = static_cast<const T*>(f.data) + n * f.image + d * f.channel;
+      const Acc* dcam = grad_cam + n * classes * f.pixels;
+      stream_dots<Acc>(Rows<const T>{x, f.channel}, Rows<const Acc>{dcam, f.pixels}, count, classes,
+                       f.pixels, Cells<Acc>{out + d, 1, f.channels}, true);
     }
   });
 }
@@ -165,7 +138,7 @@ inline void cam_grad_weight_interleaved(const Features& f, int64_t classes, cons
     }
     for (int64_t n = 0; n < f.images; ++n) {
       const T* x = static_cast<const T*>(f.data) + n * f.image + d;
-      transpose_padded(grad_cam + n * classes * f.pixels, classes, f.pixels, classes, packed.data());
+      transpose(grad_cam + n * classes * f.pixels, classes, f.pixels, packed.data());
       stream_columns<Acc>(PackedScalars<Acc>{packed.data(), classes}, Rows<const T>{x, f.pixel},
                           classes, count, f.pixels, Rows<Acc>{of_image.data(), count}, false);
       for (int64_t c = 0; c < classes; ++c) {

@@ -10,19 +10,6 @@
 
 namespace cxr::CXR_ISA {
 
-// row[from, to) = value. Runs are short: whole vectors, then one pixel after the other.
-inline void fill(int32_t* row, int64_t from, int64_t to, int32_t value) {
-  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-  const Ints values = value - Ints{};
-  for (; from + kFloats <= to; from += kFloats) std::memcpy(row + from, &values, sizeof(values));
-#if defined(__AVX512F__)
-  const auto rest = static_cast<__mmask16>((1u << (to - from)) - 1);
-  _mm512_mask_storeu_epi32(row + from, rest, bits_of<__m512i>(values));
-#else
-  for (; from < to; ++from) row[from] = value;
-#endif
-}
-
 struct RunForest {
   int64_t height, width, words;
   Scratch<uint64_t> bits;
@@ -191,11 +178,11 @@ struct RunForest {
       int32_t* row = labels + y * width;
       int64_t x = 0;
       for (int64_t run = run_from(y); run < run_to(y); ++run) {
-        fill(row, x, begin[run], 0);
-        fill(row, begin[run], end[run], -parent[run]);
+        fill_run(row, x, begin[run], 0);
+        fill_run(row, begin[run], end[run], -parent[run]);
         x = end[run];
       }
-      fill(row, x, width, 0);
+      fill_run(row, x, width, 0);
     }
   }
 };

@@ -95,10 +95,8 @@ inline void mine_map(const float* cam, const uint8_t* before, const MiningOption
     const uint8_t t = static_cast<uint8_t>(options.first_step + step);
     scratch.bitmap.take_component(peak / map.stride, peak % map.stride, options.connectivity,
                                   [&](int64_t y, int64_t begin, int64_t end) {
-                                    float* row = map.row(y);
-                                    uint8_t* erased = erased_at + y * map.width;
-                                    for (int64_t x = begin; x < end; ++x) row[x] = __builtin_nanf("");
-                                    std::memset(erased + begin, t, static_cast<size_t>(end - begin));
+                                    fill_run(map.row(y), begin, end, __builtin_nanf(""));
+                                    fill_run(erased_at + y * map.width, begin, end, t);
                                   });
   }
 }

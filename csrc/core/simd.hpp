@@ -197,6 +197,26 @@ inline void store_partial(T* p, Vec<Acc> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+// row[from, to) = value, for runs of a few pixels: whole registers, then the rest, with no call.
+template <class T>
+inline void fill_run(T* row, int64_t from, int64_t to, T value) {
+  typedef T Values __attribute__((vector_size(kVectorBytes)));
+  constexpr int64_t lanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
+  const Values values = value - Values{};
+  for (; from + lanes <= to; from += lanes) std::memcpy(row + from, &values, sizeof(values));
+#if defined(__AVX512BW__)
+  const uint64_t rest = (uint64_t{1} << (to - from)) - 1;
+  if constexpr (sizeof(T) == 1) {
+    _mm512_mask_storeu_epi8(row + from, rest, bits_of<__m512i>(values));
+  } else {
+    static_assert(sizeof(T) == 4, "bytes or words");
+    _mm512_mask_storeu_epi32(row + from, static_cast<__mmask16>(rest), bits_of<__m512i>(values));
+  }
+#else
+  for (; from < to; ++from) row[from] = value;
+#endif
+}
+
 // ---- arithmetic without an operator ----
 
 template <class Acc>
@@ -227,6 +247,36 @@ inline Vec<Acc> multiply_add(Vec<Acc> a, Vec<Acc> b, Vec<Acc> c) {
   }
 #else
   return a * b + c;
+#endif
+}
+
+// Makes the compiler load v once: it would rather fold the load into every instruction that uses v.
+template <class V>
+inline V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+// The sum of all lanes, in pairs.
+template <class Acc>
+inline Acc sum_lanes(Vec<Acc> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc) == 4) {
+    return _mm512_reduce_add_ps(bits_of<__m512>(v));
+  } else {
+    return _mm512_reduce_add_pd(bits_of<__m512d>(v));
+  }
+#else
+  Acc lanes[kLanes<Acc>];
+  std::memcpy(lanes, &v, sizeof(v));
+  for (int half = kLanes<Acc> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 #endif
 }
 

@@ -1,16 +1,16 @@
 // OUT[i, j] (+)= sum over k of A(i, k) * B(k, j), for products that are long in one direction only.
 //
 // The products of the CAM and of its gradient have 1 to 256 classes on one side: general matrix
-// libraries pack and block for square ones and reach a fraction of the bandwidth here. One register
-// tile of I rows times J vectors does all of them; what differs is which operand is the feature map:
+// libraries pack and block for square ones and reach a fraction of the bandwidth here. Two register
+// tiles do all of them, by how the feature map lies:
 //
-//   stream_columns: B is the feature map (or the result is), its rows read once as vectors;
-//                   A is scalars, broadcast.
-//   stream_rows:    A is the feature map, its values broadcast; B is a small packed matrix.
+//   stream_columns: its rows run along j. They are read once as vectors; A is scalars, broadcast.
+//   stream_dots:    its rows run along k, as those of the other operand do: dot products.
 //
-// k is cut into blocks, and partial sums wait in OUT (in the L2 cache) between blocks: a block is a
-// few rows that the prefetcher follows, where a full sweep over k would touch a new page every step.
-// The sum over k always runs in the same order, so results do not depend on threads or tiles.
+// In stream_columns k is cut into blocks, and partial sums wait in OUT (in the L2 cache) between
+// blocks: a block is a few rows that the prefetcher follows, where a full sweep over k would touch a
+// new page every step. The sum over k always runs in the same order, so results do not depend on
+// threads or tiles.
 #pragma once
 
 #include "simd.hpp"
@@ -135,61 +135,92 @@ inline void stream_columns(PackedScalars<Acc> a, Rows<const TB> b, int64_t size_
   }
 }
 
-// ---- A is the large operand ----
+// ---- both operands have their k in sequence: dot products ----
 
-#if defined(__AVX512F__)
-constexpr int kStreamRows = 24, kStreamVectors = 1;
-#elif defined(__aarch64__)
-constexpr int kStreamRows = 6, kStreamVectors = 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kDotRows = 3, kDotColumns = 7;  // 32 registers: 21 sums, 3 of A, 1 of B
 #else
-constexpr int kStreamRows = 6, kStreamVectors = 2;
+constexpr int kDotRows = 2, kDotColumns = 4;  // 16 registers: 8 sums, 2 of A, 1 of B
 #endif
-constexpr int64_t kStreamBlockK = 128;
+constexpr int64_t kDotBlockK = 1024;  // so that the rows of B stay in the cache
+constexpr int64_t kDotBlockRows = 24;
 
-// Columns of B and OUT in one pass; both are padded to a multiple of it.
+// out[i * row + j * column] (+)= sum over k of A[i][k] * B[j][k].
 template <class Acc>
-constexpr int64_t kStreamColumns = kStreamVectors * kLanes<Acc>;
+struct Cells {
+  Acc* data;
+  int64_t row, column;
+  Cells at(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
+};
 
-template <class Acc, int I, class T>
-inline void stream_row_tile(Rows<const T> a, int64_t size_k, Rows<const Acc> b, Rows<Acc> out,
-                            bool accumulate) {
-  // The rows are copied, and widened, a block at a time: side by side in the cache, their values are
-  // broadcast from fixed distances.
-  alignas(kVectorBytes) Acc block[I * kStreamBlockK];
+template <class Acc, int I, int J, class T>
+inline void dot_tile(Rows<const T> a, Rows<const Acc> b, int64_t size_k, Cells<Acc> out,
+                     bool accumulate) {
+  Vec<Acc> sum[I][J];
+#pragma GCC unroll 32
   for (int i = 0; i < I; ++i) {
-    const T* row = a.data + i * a.stride;
-    int64_t k = 0;
-    for (; k + kLanes<Acc> <= size_k; k += kLanes<Acc>) {
-      store<Acc>(block + i * kStreamBlockK + k, load<Acc>(row + k));
-      __builtin_prefetch(row + I * a.stride + k);  // the rows that follow
-    }
-    for (; k < size_k; ++k) block[i * kStreamBlockK + k] = to_acc<Acc>(row[k]);
+#pragma GCC unroll 32
+    for (int j = 0; j < J; ++j) sum[i][j] = Vec<Acc>{};
   }
-  const Scalars<Acc, kStreamBlockK> scalars{block, 1};
-  gemm_tile<Acc, I, kStreamVectors, false, 0>(scalars, b, size_k, out, accumulate, 0);
+  const auto add = [&](auto load_a, auto load_b) {
+    Vec<Acc> x[I];
+#pragma GCC unroll 32
+    for (int i = 0; i < I; ++i) x[i] = load_a(a.data + i * a.stride);
+#pragma GCC unroll 32
+    for (int j = 0; j < J; ++j) {
+      const Vec<Acc> w = in_register(load_b(b.data + j * b.stride));
+#pragma GCC unroll 32
+      for (int i = 0; i < I; ++i) sum[i][j] = multiply_add<Acc>(x[i], w, sum[i][j]);
+    }
+  };
+  const int64_t whole = size_k / kLanes<Acc> * kLanes<Acc>;
+  for (int64_t k = 0; k < whole; k += kLanes<Acc>) {
+    const auto at_k = [k](auto* row) { return load<Acc>(row + k); };
+    add(at_k, at_k);
+  }
+  if (whole < size_k) {
+    const int rest = static_cast<int>(size_k - whole);
+    const auto last = [whole, rest](auto* row) { return load_partial<Acc>(row + whole, rest); };
+    add(last, last);
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 32
+    for (int j = 0; j < J; ++j) {
+      Acc& cell = *out.at(i, j).data;
+      cell = (accumulate ? cell : Acc{0}) + sum_lanes<Acc>(sum[i][j]);
+    }
+  }
 }
 
-// OUT[i, 0:padded_j] (+)= A[i, :] . B, with A's rows contiguous in k.
+template <class Acc, int J, class T>
+inline void dot_rows(Rows<const T> a, Rows<const Acc> b, int64_t size_i, int64_t size_k, Cells<Acc> out,
+                     bool accumulate) {
+  int64_t i = 0;
+  for (; i + kDotRows <= size_i; i += kDotRows) {
+    dot_tile<Acc, kDotRows, J>(a.at(i, 0), b, size_k, out.at(i, 0), accumulate);
+  }
+  for (; i < size_i; ++i) dot_tile<Acc, 1, J>(a.at(i, 0), b, size_k, out.at(i, 0), accumulate);
+}
+
+// A is the feature map: size_i rows of it, each read from memory once.
 template <class Acc, class T>
-inline void stream_rows(Rows<const T> a, Rows<const Acc> b, int64_t size_i, int64_t padded_j,
-                        int64_t size_k, Rows<Acc> out, bool accumulate) {
-  for (int64_t i = 0; i < size_i;) {
-    const int64_t rows = size_i - i >= kStreamRows ? kStreamRows : size_i - i >= 4 ? 4 : 1;
-    for (int64_t k = 0; k < size_k; k += kStreamBlockK) {
-      const int64_t block = least(kStreamBlockK, size_k - k);
+inline void stream_dots(Rows<const T> a, Rows<const Acc> b, int64_t size_i, int64_t size_j,
+                        int64_t size_k, Cells<Acc> out, bool accumulate) {
+  for (int64_t i = 0; i < size_i; i += kDotBlockRows) {
+    const int64_t rows = least(kDotBlockRows, size_i - i);
+    for (int64_t k = 0; k < size_k; k += kDotBlockK) {
+      const int64_t block = least(kDotBlockK, size_k - k);
       const bool add = accumulate || k > 0;
-      for (int64_t j = 0; j < padded_j; j += kStreamColumns<Acc>) {
-        const Rows<const T> a_block = a.at(i, k);
-        if (rows == kStreamRows) {
-          stream_row_tile<Acc, kStreamRows>(a_block, block, b.at(k, j), out.at(i, j), add);
-        } else if (rows == 4) {
-          stream_row_tile<Acc, 4>(a_block, block, b.at(k, j), out.at(i, j), add);
-        } else {
-          stream_row_tile<Acc, 1>(a_block, block, b.at(k, j), out.at(i, j), add);
-        }
+      int64_t j = 0;
+      for (; j + kDotColumns <= size_j; j += kDotColumns) {
+        dot_rows<Acc, kDotColumns>(a.at(i, k), b.at(j, k), rows, block, out.at(i, j), add);
       }
+      for (; j + 2 <= size_j; j += 2) {
+        dot_rows<Acc, 2>(a.at(i, k), b.at(j, k), rows, block, out.at(i, j), add);
+      }
+      if (j < size_j) dot_rows<Acc, 1>(a.at(i, k), b.at(j, k), rows, block, out.at(i, j), add);
     }
-    i += rows;
   }
 }
 
