@@ -7,7 +7,7 @@ import inputs
 import pytest
 import torch
 from conftest import Race
-from literal import literal
+from literal import einsum_cam, literal
 from products import matmul_cam
 from racing import Peer, Work
 from torch import Tensor
@@ -68,9 +68,12 @@ def test_attention_mining(name: str, race: Race) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
     equal = equal_maps(ops.attention_mining(x, w), literal(x, w, STEPS))
     peers = [
-        Peer("literal (no heatmap, no boxes)", lambda: literal(x, w, STEPS), same),
+        Peer("literal by matmul (no heatmap, no boxes)", lambda: literal(x, w, STEPS), same),
         Peer("matmul + numpy + cv2 (likewise)", lambda: one_product(x, w), same),
     ]
+    if name == "float32":
+        by_einsum = "literal by einsum (no heatmap, no boxes)"
+        peers.append(Peer(by_einsum, lambda: literal(x, w, STEPS, einsum_cam), same))
     pixels = N * SIDE**2
     # Reads the features; writes cam and heatmap (float32) and erased_at (a byte).
     work = Work(x.numel() * x.element_size() + pixels * C * (4 + 4 + 1), 2 * pixels * C * D)
