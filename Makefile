@@ -16,13 +16,14 @@ VENV_FLAGS := --system-site-packages
 INSTALL_TORCH := $(BIN)/python -c "import torch; v = tuple(map(int, torch.__version__.split('.')[:2])); \
   assert v >= (2, 11), 'TORCH=system needs torch >= 2.11, found ' + torch.__version__"
 INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation -e
-TOOLS := $(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "ninja>=1.11"
 else
 VENV_FLAGS :=
 INSTALL_TORCH := $(BIN)/python -m pip install --quiet -c constraints.txt torch
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e
-TOOLS := $(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "ninja>=1.11"
 endif
+
+TOOLS := $(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "ninja>=1.11" \
+  "cmake>=3.25"
 
 .PHONY: help demo test test-slow check bench wheel demo-model clean
 
@@ -33,18 +34,19 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 
 # Installed once, and again when a source that is compiled or a dependency changes.
-$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed-$(TORCH): $(SOURCES) | $(BIN)/python
 	$(TOOLS)
 	$(INSTALL_TORCH)
 	$(INSTALL) ".[torch]"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-$(TORCH)-dev: $(VENV)/.installed-$(TORCH)
 	$(INSTALL) ".[dev]"
 	@touch $@
 
-demo: $(VENV)/.installed  ## Draw an archive of phantoms, mine it, judge the boxes
+demo: $(VENV)/.installed-$(TORCH)  ## Draw an archive of phantoms, mine it, judge the boxes
 	$(BIN)/cxr-fast phantom $(DEMO)/archive --images 120
+	rm -rf $(DEMO)/run
 	$(BIN)/cxr-fast mine $(DEMO)/archive/images --model demo --out $(DEMO)/run \
 	  --classes labels --labels $(DEMO)/archive/Data_Entry_2017.csv \
 	  --truth $(DEMO)/archive/BBox_List_2017.csv --overlays 12
@@ -54,20 +56,20 @@ demo: $(VENV)/.installed  ## Draw an archive of phantoms, mine it, judge the box
 	@echo "findings  $(DEMO)/run/findings    Parquet, one row a box"
 	@echo "pictures  $(DEMO)/run/overlays    steps, heatmaps, boxes (green: mined, red: true)"
 
-test: $(VENV)/.installed-dev  ## Run the tests
+test: $(VENV)/.installed-$(TORCH)-dev  ## Run the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed-dev  ## Run the tests that take minutes
+test-slow: $(VENV)/.installed-$(TORCH)-dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.installed-dev  ## Lint, types, layers, C++ format
+check: $(VENV)/.installed-$(TORCH)-dev  ## Lint, types, layers, C++ format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.hpp csrc/core/*.hpp
 
-bench: $(VENV)/.installed-dev  ## Race the operators against their peers
+bench: $(VENV)/.installed-$(TORCH)-dev  ## Race the operators against their peers
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet -o testpaths=benchmarks \
 	  -o python_files='bench_*.py' --results benchmarks/results
 
@@ -76,7 +78,7 @@ wheel: $(BIN)/python  ## Build the wheel into dist/
 	$(INSTALL_TORCH)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
-demo-model: $(VENV)/.installed  ## Train the bundled model again (about 20 minutes on 2 cores)
+demo-model: $(VENV)/.installed-$(TORCH)  ## Train the bundled model again (about 20 minutes on 2 cores)
 	$(BIN)/cxr-fast phantom build/phantoms --images 5000 --size 512 --seed 1
 	$(BIN)/cxr-fast train build/phantoms --out cxr_fast/models/demo.safetensors --half \
 	  --backbone resnet18 --width 0.375 --in-channels 1 --input-size 256 \

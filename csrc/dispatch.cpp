@@ -36,7 +36,8 @@ const Kernels* choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   offer(avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2"));
+                         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2") &&
+                         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt"));
   offer(avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                            __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&

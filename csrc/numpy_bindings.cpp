@@ -27,7 +27,7 @@ void assert_that(bool condition, const char* what) {
 }
 
 cxr::Maps maps_of(const py::array& a) {
-  assert_that(a.ndim() == 4, "four dimensions expected");
+  assert_that(a.ndim() == 4 && a.shape(2) >= 1 && a.shape(3) >= 1, "maps [N, C, H, W] expected");
   return {a.shape(0), a.shape(1), a.shape(2), a.shape(3)};
 }
 

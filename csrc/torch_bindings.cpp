@@ -75,6 +75,7 @@ ScalarType accumulator(cxr::Dtype dtype) {
 
 cxr::Maps maps_of(const Tensor& t) {
   const auto s = t.sizes();
+  STD_TORCH_CHECK(s[2] >= 1 && s[3] >= 1, "maps: expected a height and width of at least 1");
   return {s[0], s[1], s[2], s[3]};
 }
 

@@ -27,6 +27,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # RuntimeErrors and OSErrors that mean something else
         except _MENDABLE as error:
             if ctx.params.get("debug"):
                 raise
@@ -149,8 +151,12 @@ def mine(
             f"{report.unreadable} of {report.total} images unreadable"
         )
         click.echo(f"findings  {out / 'findings'}\nerrors    {out / 'errors.parquet'}")
-        if overlays:
+        if (out / "overlays").is_dir():
             click.echo(f"overlays  {out / 'overlays'}")
+        elif overlays:
+            click.echo("overlays  none drawn: those images were mined before")
+        for trouble in job.troubles:
+            click.echo(f"overlay not drawn  {trouble}", err=True)
     if strict and report.unreadable:
         sys.exit(1)
 

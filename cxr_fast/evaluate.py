@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cxr_fast.archive.chestxray14 import read_boxes
-from cxr_fast.archive.findings import read_findings
+from cxr_fast.archive.findings import read_findings, read_images, run_class_names
+from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.metrics import LocalizationRow, localization_table
 
 
@@ -20,16 +21,19 @@ def evaluate_run(
 ) -> list[LocalizationRow]:
     """Acc and AFP of every class of a run against a box table in the layout of BBox_List_2017.
 
-    Images are matched by file name. Truth in images of which the run has no finding at all is left
-    out: the run did not mine them. AFP is per image that has a box of the class. ``findings``
-    defaults to the classes that the table names, in order of their first box.
+    Images are matched by file name. Truth in images that the run is not about is left out; images
+    of the run without any finding, unreadable ones too, count as missed. AFP is per image that has a
+    box of the class. ``findings`` defaults to the classes that the table names, in order of their
+    first box.
 
-    Raises RunFolderError if ``run`` is none, FileNotFoundError without the table, ValueError for a
-    table that cannot be read or shares no image with the run.
+    Raises RunFolderError if ``run`` holds none, FileNotFoundError without the table, ValueError for
+    a table that cannot be read or shares no image with the run.
     """
-    mined, truth = read_findings(run), read_boxes(boxes)
+    mined = read_findings(run)
+    known_names = dict.fromkeys((*run_class_names(run), *CHESTXRAY14_FINDINGS))
+    truth = read_boxes(boxes, findings=tuple(known_names))
     names = [PurePosixPath(name).name for name in mined["image_id"].to_pylist()]
-    order = {name: index for index, name in enumerate(sorted(set(names)))}
+    order = {PurePosixPath(name).name: i for i, name in enumerate(read_images(run))}
     known = np.array([name in order for name in truth.images], dtype=bool)
     if not known.any():
         raise ValueError(

@@ -1,5 +1,4 @@
-"""The operators of ``cxr_fast.ops`` for numpy arrays, with no torch: for workers that run an exported
-model and have nothing else installed.
+"""The operators of ``cxr_fast.ops`` for numpy arrays, in processes that have no torch.
 
 Names, shapes, equations and results are those of ``cxr_fast.ops``; only gradients are missing. Every
 function takes ``threads``: how many threads it may use, 0 for as many as this process has cores.

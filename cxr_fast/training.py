@@ -89,8 +89,8 @@ def load_archive(
     has no row in the label table.
     """
     folder = Path(archive)
-    table = read_labels(_one_of(folder, "Data_Entry*.csv*"))
-    wanted = read_split(_one_of(folder, split + "*"))
+    table = read_labels(_one_of(folder, "Data_Entry*.csv"))
+    wanted = read_split(_one_of(folder, split))
     rows = {name: row for row, name in enumerate(table.images)}
     missing = [name for name in wanted if name not in rows]
     if missing:
@@ -122,13 +122,14 @@ def load_archive(
 
 
 def _one_of(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if not found:
+    found = sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
         raise FileNotFoundError(
-            f"{folder} must hold {pattern} as ChestX-ray14 does, but has none; give the folder that "
-            "holds the tables and the images folder"
+            f"{folder} must hold one {pattern} (or .gz) as ChestX-ray14 does, but has {names}; give "
+            "the folder that holds the tables and the images folder"
         )
-    return found[-1]
+    return found[0]
 
 
 def train_base(
@@ -168,6 +169,10 @@ def train_base(
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(_normalised(images, card))
             loss = classification_loss(logits.float(), data.labels[batch], settings.balance)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the loss became {float(loss.detach())} in epoch {epoch}; lower the learning rate"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -175,7 +180,7 @@ def train_base(
             losses.append(float(loss.detach()))
         judged = validation if len(validation) else train
         auroc = metrics.auroc(predict(model, data.images[judged], card), data.labels[judged].numpy())
-        mean = float(np.nanmean(auroc))
+        mean = float(np.nan_to_num(np.nanmean(auroc), nan=-1.0))
         if best is None or mean > best[0]:
             state = {name: value.clone() for name, value in model.state_dict().items()}
             best = (mean, epoch, state, auroc)

@@ -140,6 +140,79 @@ def test_other_settings_in_the_same_folder(archive: Path, model: Path, tmp_path:
     assert before.equals(read_findings(out))
 
 
+@pytest.mark.parametrize("command", [(), *((name,) for name in main.commands)])
+def test_help(command: tuple[str, ...]) -> None:
+    for flag in ("--help", "-h"):
+        result = run(*command, flag)
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+        assert "Error" not in result.output
+
+
+def test_an_out_folder_inside_the_images_is_refused(archive: Path, model: Path) -> None:
+    inside = archive / "images" / "run"
+    result = run("mine", archive / "images", "--model", model, "--out", inside)
+    assert result.exit_code == 1
+    assert "lies inside the images' folder" in result.output
+    assert not inside.exists()
+
+
+def test_an_overlay_that_cannot_be_drawn_does_not_end_the_run(
+    archive: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    source = next((archive / "images").glob("*.png"))
+    (folder / ("n" * 250 + ".png")).write_bytes(source.read_bytes())
+    result = run("mine", folder, "--model", model, "--out", tmp_path / "run", "--overlays", 1)
+    assert result.exit_code == 0, result.output
+    assert "overlay not drawn" in result.output
+    assert read_findings(tmp_path / "run").num_rows > 0
+
+
+def test_other_pictures_under_the_same_names_are_another_archive(
+    archive: Path, model: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i, picture in enumerate(sorted((archive / "images").glob("*.png"))[:2]):
+        (folder / f"{i}.png").write_bytes(picture.read_bytes())
+    assert run("mine", folder, "--model", model, "--out", out).exit_code == 0
+    (folder / "0.png").write_bytes(sorted((archive / "images").glob("*.png"))[2].read_bytes())
+    result = run("mine", folder, "--model", model, "--out", out)
+    assert result.exit_code == 1
+    assert "sha256_of_ids_and_sizes" in result.output
+
+
+def test_images_without_findings_count_as_missed(archive: Path, model: Path, tmp_path: Path) -> None:
+    boxes = archive / "BBox_List_2017.csv"
+    truths = []
+    for least in (0.0, 1.0):
+        out = tmp_path / f"run{least}"
+        mined = run("mine", archive / "images", "--model", model, "--out", out,
+                    "--min-probability", least)  # fmt: skip
+        assert mined.exit_code == 0
+        judged = run("evaluate", out, "--boxes", boxes, "--json").output.splitlines()
+        truths.append({(r["finding"], r["truths"]) for r in map(json.loads, judged)})
+    assert truths[0] == truths[1]
+    assert sum(count for _, count in truths[0]) == len(boxes.read_text().splitlines()) - 1
+
+
+def test_the_bundled_model_finds_what_was_planted(tmp_path: Path) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "run"
+    assert run("phantom", archive, "--images", 40, "--size", 512, "--seed", 5).exit_code == 0
+    result = run("mine", archive / "images", "--model", "demo", "--out", out, "--classes", "labels",
+                 "--labels", archive / "Data_Entry_2017.csv")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    judged = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv", "--json")
+    rows = [json.loads(line) for line in judged.output.splitlines()]
+    found = {t: sum(r["found"] for r in rows if r["iou_threshold"] == t) for t in (0.1, 0.3)}
+    total = sum(r["truths"] for r in rows if r["iou_threshold"] == 0.1)
+    # Three random boxes of true sizes find 0.39 and 0.15 (docs/box-rule.md).
+    assert found[0.1] > 0.6 * total
+    assert found[0.3] > 0.35 * total
+
+
 def test_env_says_which_kernels_serve() -> None:
     result = run("env")
     assert result.exit_code == 0

@@ -101,5 +101,7 @@ def test_refusals(tmp_path: Path, squares: LabelledImages) -> None:
         training.load_archive(tmp_path, 64)
     with pytest.raises(ValueError, match="left is in no training image"):
         train_base(squares._replace(labels=torch.zeros(160, 2)), CARD, SETTINGS)
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        train_base(squares, CARD, TrainingSettings(epochs=2, batch_size=16, learning_rate=1e12))
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         TrainingSettings(epochs=0)

@@ -13,7 +13,7 @@
 
 namespace cxr::CXR_ISA {
 
-// Pixels that one thread takes at least: below this a thread costs more than it brings.
+// Multiplications that one thread takes at least: below this a thread costs more than it brings.
 constexpr int64_t kMacsPerThread = 1 << 18;
 
 // [rows, columns] -> [columns, rows], the scalars of stream_columns.

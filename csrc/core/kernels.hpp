@@ -53,8 +53,8 @@ struct BoxOptions {
 // [images, classes, height, width]
 struct Maps {
   int64_t images, classes, height, width;
-  int64_t count() const { return images * classes; }
-  int64_t area() const { return height * width; }
+  [[gnu::always_inline]] int64_t count() const { return images * classes; }
+  [[gnu::always_inline]] int64_t area() const { return height * width; }
 };
 
 // Outputs of the fused pass over given CAMs; `logits` and `bias` are float32.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from cxr_fast.archive.chestxray14 import read_boxes, read_labels
 from cxr_fast.archive.findings import open_run
-from cxr_fast.archive.images import ImageList, list_images, read_image
+from cxr_fast.archive.images import ImageList, UnreadableImage, list_images, read_image
 from cxr_fast.archive.overlays import (
     MinedClass,
     Truth,
@@ -32,7 +32,7 @@ from cxr_fast.archive.pipeline import (
     mine_archive,
     run_settings,
 )
-from cxr_fast.config import BOXED_FINDINGS, MiningSettings
+from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS, MiningSettings
 from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
 from cxr_fast.models import Architecture, ModelCard, save_checkpoint
 from cxr_fast.training import TrainingSettings, load_archive, provenance, train_base
@@ -53,6 +53,8 @@ class MiningJob:
     truth: Mapping[str, Sequence[Truth]]
     overlays: int
     threads: int
+    # Overlays that could not be drawn, and why; a picture less is no reason to end a run.
+    troubles: list[str] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -83,9 +85,16 @@ class MiningJob:
                 return
             image_id = self.images.image_ids[position]
             truth = self.truth.get(PurePosixPath(image_id).name, ())
-            classes = _classes_to_draw(self.miner, mined, row, truth)
-            picture = draw_overlay(read_image(self.images.path(position)), image_id, classes, truth)
-            write_overlay(self.out / "overlays", image_id, picture)
+            allowed: Sequence[int] = range(len(self.miner.card.class_names))
+            if self.options.classes_of is not None:
+                allowed = self.options.classes_of.get(image_id, ())
+            try:
+                classes = _classes_to_draw(self.miner, mined, row, truth, allowed)
+                image = read_image(self.images.path(position))
+                picture = draw_overlay(image, image_id, classes, truth)
+                write_overlay(self.out / "overlays", image_id, picture)
+            except (OSError, UnreadableImage) as error:
+                self.troubles.append(f"{image_id}: {error}")
 
 
 def prepare(
@@ -119,9 +128,15 @@ def prepare(
     _require_writable(out)
     miner = load_miner(model, precision=precision, device=device)
     listed = list_images(images)
+    root = Path(listed.root).resolve()
+    if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"--out {out} lies inside the images' folder {images}, so that the run's pictures would be "
+            "mined next time; choose a folder outside"
+        )
     wanted = _classes_by_image(listed, labels, miner.card.class_names) if labels else None
     options = RunOptions(batch_size=batch_size, min_probability=min_probability, classes_of=wanted)
-    truths = truths_by_name(*_box_columns(truth)) if truth else {}
+    truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)
     return MiningJob(listed, miner, out, settings, options, truths, overlays, threads)
 
@@ -137,15 +152,22 @@ def _require_writable(out: Path) -> None:
         raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
 
 
-def _box_columns(table: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
-    boxes = read_boxes(table)
+def _names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """What a table may name: the model's classes, and ChestX-ray14's."""
+    return tuple(dict.fromkeys((*class_names, *CHESTXRAY14_FINDINGS)))
+
+
+def _box_columns(
+    table: Path, class_names: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    boxes = read_boxes(table, findings=_names(class_names))
     return boxes.images, boxes.findings, boxes.boxes
 
 
 def _classes_by_image(
     images: ImageList, labels: Path, class_names: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
-    table = read_labels(labels)
+    table = read_labels(labels, findings=_names(class_names))
     columns = [
         (class_index, table.findings.index(name))
         for class_index, name in enumerate(class_names)
@@ -157,6 +179,11 @@ def _classes_by_image(
         row = row_of.get(PurePosixPath(image_id).name)
         if row is not None:
             wanted[image_id] = tuple(c for c, column in columns if table.matrix[row, column])
+    if not columns:
+        raise ValueError(
+            f"{labels} names none of the model's classes ({', '.join(class_names)}); "
+            "use a table with these names, or --classes all"
+        )
     if not wanted:
         raise ValueError(
             f"{labels} names none of the {len(images)} images; give the label table of this archive"
@@ -164,12 +191,15 @@ def _classes_by_image(
     return wanted
 
 
-def _classes_to_draw(miner: Miner, mined: Mined, row: int, truth: Sequence[Truth]) -> list[MinedClass]:
-    """The classes with true boxes, then those more probable than not; at least one."""
+def _classes_to_draw(
+    miner: Miner, mined: Mined, row: int, truth: Sequence[Truth], allowed: Sequence[int]
+) -> list[MinedClass]:
+    """Of the classes that are mined, those with true boxes, then the probable ones; at least one."""
     names = miner.card.class_names
     probability = mined.probability[row].float().cpu().numpy()
     true = list(dict.fromkeys(names.index(t.finding) for t in truth if t.finding in names))
-    ranked = [int(c) for c in np.argsort(-probability) if int(c) not in true]
+    true = [c for c in true if c in allowed]
+    ranked = [int(c) for c in np.argsort(-probability) if int(c) not in true and int(c) in allowed]
     ranked = [c for c in ranked if probability[c] >= 0.5] or ([] if true else ranked[:1])
     cam, attention, heatmap, found = mined.result[1:]
     drawn = []
@@ -185,12 +215,18 @@ def _classes_to_draw(miner: Miner, mined: Mined, row: int, truth: Sequence[Truth
                 names[c],
                 float(probability[c]),
                 steps,
-                heatmap[row, c].cpu().numpy(),
+                _zero_to_one(heatmap[row, c].cpu().numpy()),
                 found.boxes[row, c, :count].cpu().numpy(),
                 found.scores[row, c, :count].cpu().numpy(),
             )
         )
     return drawn
+
+
+def _zero_to_one(heatmap: np.ndarray) -> np.ndarray:
+    """What boxes are cut from: the identity on a normalised heatmap, min-max on a raw one."""
+    lo, hi = heatmap.min(), heatmap.max()
+    return (heatmap - lo) / (hi - lo) if hi > lo else np.zeros_like(heatmap)
 
 
 def train(
@@ -212,7 +248,10 @@ def train(
         values["input_size"],
         mining=MiningSettings(steps=values["steps"], upsample=values["upsample"]),
     )
+    if out.is_dir():
+        raise ValueError(f"--out must be a file, but {out} is a folder; name a file in it")
     _require_writable(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     data = load_archive(archive, card.input_size, card.class_names, threads=threads)
     say(f"{len(data.images)} images of {len(np.unique(data.patients))} patients")
@@ -221,15 +260,7 @@ def train(
         say(f"epoch {epoch}/{epochs}  loss {loss:.4f}  mean AUROC {np.nanmean(auroc):.3f}")
 
     trained = train_base(data, card, settings, progress)
-    described = ModelCard(
-        card.architecture,
-        card.class_names,
-        card.input_size,
-        card.mean,
-        card.std,
-        card.mining,
-        provenance(archive, settings, trained),
-    )
+    described = replace(card, provenance=provenance(archive, settings, trained))
     save_checkpoint(
         out, trained.model, described, dtype=torch.float16 if values["half"] else torch.float32
     )

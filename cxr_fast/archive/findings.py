@@ -1,6 +1,7 @@
 """The folder that a mining run writes: boxes and errors as Parquet, safe against a kill.
 
     DIR/run.json                      the run's settings
+    DIR/images.parquet                the images it is about
     DIR/findings/part-00000.parquet   one row a box; one part a shard of images
     DIR/errors/part-00000.parquet     the shard's unreadable images; absent where there are none
     DIR/errors.parquet                all of them; written when the run ends, even when empty
@@ -22,7 +23,7 @@ import re
 import secrets
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -40,6 +41,7 @@ FINDINGS_SCHEMA = pa.schema(
         pa.field("probability", pa.float32(), nullable=False),
     ]
 )
+IMAGES_SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
 ERRORS_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -85,6 +87,12 @@ class RunFolder:
     def finished_shards(self) -> set[int]:
         """Return the shards whose rows are in the folder for good, from this run or an earlier."""
         return set(_parts(self.path / "findings"))
+
+    def write_images(self, image_ids: Sequence[str]) -> None:
+        """Record which images the run is about, in order, once."""
+        target = self.path / "images.parquet"
+        if not target.exists():
+            _write_table(target, pa.table({"image_id": list(image_ids)}, schema=IMAGES_SCHEMA))
 
     def write_shard(
         self,
@@ -187,6 +195,21 @@ def read_findings(path: str | Path) -> pa.Table:
     Raises RunFolderError if ``path`` holds no run.
     """
     return _read_parts(Path(path), "findings", FINDINGS_SCHEMA).unify_dictionaries()
+
+
+def read_images(path: str | Path) -> list[str]:
+    """Return the ids of all images that a run is about. Raises RunFolderError if there is none."""
+    folder = Path(path)
+    if _settings_in(folder) is None or not (folder / "images.parquet").exists():
+        raise RunFolderError(f"{folder} holds no mining run (there is no images.parquet in it)")
+    ids: list[str] = pq.read_table(folder / "images.parquet")["image_id"].to_pylist()
+    return ids
+
+
+def run_class_names(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the classes that a run's model knows."""
+    settings = _settings_in(Path(path)) or {}
+    return tuple(settings.get("model", {}).get("class_names", ()))
 
 
 def read_errors(path: str | Path) -> pa.Table:

@@ -143,8 +143,10 @@ def truths_by_name(
 
 def write_overlay(folder: Path, image_id: str, picture: Image.Image) -> Path:
     """Saves under a name made of the image's id; whole or not at all."""
-    target = folder / (image_id.replace("/", "__") + ".overlay.png")
-    folder.mkdir(parents=True, exist_ok=True)
+    # In the same subfolders as the image, and never outside of this one.
+    parts = ["__" if part == ".." else part for part in image_id.split("/") if part]
+    target = folder.joinpath(*parts[:-1], parts[-1] + ".overlay.png")
+    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")
     picture.save(unfinished, format="PNG")
     unfinished.replace(target)

@@ -10,11 +10,13 @@ the workers only read, a few batches ahead, and the main thread feeds the device
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -112,14 +114,19 @@ class RunOptions:
 def run_settings(
     images: ImageList, miner: Miner, model_digest: str, options: RunOptions
 ) -> dict[str, Any]:
-    """What run.json records: two runs with equal settings have equal rows."""
-    digest = hashlib.sha256("\0".join(images.image_ids).encode()).hexdigest()
+    """What run.json records: two runs with equal settings, on one kind of machine, have equal rows.
+
+    Images are told by id and size in bytes: the same names with other pictures are another archive.
+    """
+    digest = hashlib.sha256()
+    for image_id, path in zip(images.image_ids, images.paths, strict=True):
+        digest.update(f"{image_id}\0{_size_of(path)}\0".encode())
     classes = "all"
     if options.classes_of is not None:
         chosen = sorted((name, sorted(c)) for name, c in options.classes_of.items())
         classes = "labels " + hashlib.sha256(repr(chosen).encode()).hexdigest()
     return {
-        "images": {"count": len(images), "sha256_of_ids": digest},
+        "images": {"count": len(images), "sha256_of_ids_and_sizes": digest.hexdigest()},
         "model": {"sha256": model_digest, "class_names": list(miner.card.class_names)},
         "mining": asdict(miner.settings),
         "precision": str(miner.dtype).removeprefix("torch."),
@@ -129,7 +136,15 @@ def run_settings(
         "classes": classes,
         "min_probability": options.min_probability,
         "cxr_fast": __version__,
+        "torch": torch.__version__,
     }
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1  # listed as an error when its turn comes
 
 
 def mine_archive(
@@ -147,6 +162,7 @@ def mine_archive(
     Raises OSError if the folder takes no more; what was committed stays, and the same call goes on.
     """
     started = time.perf_counter()
+    run.write_images(images.image_ids)
     shards = -(-len(images) // options.shard_size)
     todo = sorted(set(range(shards)) - run.finished_shards())
     total = sum(_shard_end(s, images, options) - s * options.shard_size for s in todo)
@@ -160,6 +176,7 @@ def mine_archive(
     def mine(readings: Readings) -> Outcome:
         with _Timed(stages, "network"):
             mined = miner.mine(readings.images, readings.sizes)
+            mined, broken = _without_broken(mined, readings, images)
             wanted = None
             if options.classes_of is not None:
                 names = (images.image_ids[position] for position in readings.readable)
@@ -169,24 +186,32 @@ def mine_archive(
             )
         if inspect:
             inspect(readings, mined)
-        return Outcome(findings, readings.readable, readings.errors)
+        return Outcome(findings, readings.readable, readings.errors + broken)
 
     def work(batch: Batch) -> Outcome | Readings:
         return mine(read(batch)) if inline else read(batch)
 
     done = boxes = 0
     waiting: list[Outcome] = []
-    with ThreadPoolExecutor(threads, initializer=_one_thread_each if inline else None) as pool:
-        batches = [b for shard in todo for b in _batches(shard, images, options)]
-        for batch, outcome in _in_order(pool, work, batches, ahead=threads + 2):
-            waiting.append(mine(outcome) if isinstance(outcome, Readings) else outcome)
-            done += batch.last - batch.first
-            boxes += len(waiting[-1].findings.rank)
-            if batch.last == _shard_end(batch.shard, images, options):
-                _write(run, batch.shard, waiting, images, miner)
-                waiting = []
-            if progress:
-                progress(done, total, stages)
+    batches = (b for shard in todo for b in _batches(shard, images, options))
+    threads_before = torch.get_num_threads()
+    try:
+        with (
+            ThreadPoolExecutor(threads, initializer=_one_thread_each if inline else None) as pool,
+            contextlib.closing(_in_order(pool, work, batches, ahead=threads + 2)) as outcomes,
+        ):
+            for batch, outcome in outcomes:
+                waiting.append(mine(outcome) if isinstance(outcome, Readings) else outcome)
+                done += batch.last - batch.first
+                boxes += len(waiting[-1].findings.rank)
+                if batch.last == _shard_end(batch.shard, images, options):
+                    _write(run, batch.shard, waiting, images, miner)
+                    waiting = []
+                if progress:
+                    progress(done, total, stages)
+    finally:
+        # The workers' setting is also what threads to come would start from.
+        torch.set_num_threads(threads_before)
     run.finish(shards)
     unreadable = _count_rows(run)
     return RunReport(done, len(images), unreadable, boxes, time.perf_counter() - started, stages)
@@ -211,6 +236,20 @@ def read_batch(images: ImageList, batch: Batch, input_size: int, batch_size: int
     return Readings(pixels, sizes, tuple(readable), tuple(errors))
 
 
+def _without_broken(
+    mined: Mined, readings: Readings, images: ImageList
+) -> tuple[Mined, tuple[tuple[str, str], ...]]:
+    """Images whose CAMs overflowed get no rows (their probability becomes NaN) but an error each."""
+    broken = mined.result.mined.extent.isnan().flatten(1).any(1)
+    probability = mined.probability.masked_fill(broken[:, None], torch.nan)
+    reason = "the network's output is not finite; try --precision float32"
+    rows = range(len(readings.readable))
+    errors = tuple(
+        (images.image_ids[readings.readable[row]], reason) for row in rows if bool(broken[row])
+    )
+    return mined._replace(probability=probability), errors
+
+
 def _one_thread_each() -> None:
     # The number of threads inside an operator belongs to the thread that calls it.
     torch.set_num_threads(1)
@@ -229,9 +268,9 @@ def _batches(shard: int, images: ImageList, options: RunOptions) -> Iterator[Bat
 def _in_order(
     pool: ThreadPoolExecutor,
     work: Callable[[Batch], Any],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     ahead: int,
-) -> Iterator[tuple[Batch, Any]]:
+) -> Generator[tuple[Batch, Any], None, None]:
     """Outcomes in the order of the batches, with at most ``ahead`` of them under way: memory stays
     what it is however long the archive.
     """

@@ -73,7 +73,16 @@ def _backward_fake(
 
 
 def _is_planar(features: Tensor) -> bool:
-    return features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last)
+    """Whether the kernel reads the features as planes of pixels (or copies them into such)."""
+    _, channels, height, width = features.shape
+    _, of_channel, of_row, of_pixel = features.stride()
+    if features.numel() == 0:
+        return True
+    pixel = of_pixel if width > 1 else of_row if height > 1 else 1
+    channel = of_channel if channels > 1 else 1
+    rows_follow = height <= 1 or width <= 1 or of_row == width * of_pixel
+    in_place = rows_follow and pixel > 0 and channel > 0 and 1 in (pixel, channel)
+    return pixel == 1 or not in_place
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -157,6 +157,26 @@ def test_only_logits_and_cam_carry_gradients() -> None:
         assert not tensor.requires_grad
 
 
+def test_slices_of_channels_last_features() -> None:
+    whole = torch.randn(2, 12, 6, 7).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(3, 8)
+    for features in (whole[:, 2:10], whole[:, 2:10, :, 1:5], whole[:, 2:10, ::2]):
+        features = features.detach().requires_grad_()
+        grad = torch.randn(2, 3, *features.shape[2:])
+        torch.library.opcheck(torch.ops.cxr_fast.cam, (features, weight))
+        torch.library.opcheck(
+            torch.ops.cxr_fast.cam_backward, (grad, features.detach(), weight, True, True)
+        )
+
+
+def test_empty_maps_are_refused_by_the_operators_themselves() -> None:
+    empty = torch.zeros(1, 1, 0, 5)
+    with pytest.raises(RuntimeError, match="height and width of at least 1"):
+        torch.ops.cxr_fast.mine_attention(empty, 3, 0.5, 8, None, 1)
+    with pytest.raises(RuntimeError, match="height and width of at least 1"):
+        torch.ops.cxr_fast.masked_gap(empty, empty.byte(), 3)
+
+
 def test_second_derivatives() -> None:
     features, weight = features_and_weight(dtype=torch.float64)
     features.requires_grad_()
