@@ -54,19 +54,39 @@ struct Filter {
   }
 };
 
-// sum += weight * row, for `width` pixels; the buffer is padded to whole registers.
+// kFloats pixels as floats. Compilers split the general conversion into single lanes.
+template <class T>
+inline Vec<float> load_pixels(const T* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 1) {
+    return bits_of<Vec<float>>(
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+  } else {
+    return bits_of<Vec<float>>(_mm512_cvtepi32_ps(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 1) {
+    return bits_of<Vec<float>>(
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+  } else {
+    return bits_of<Vec<float>>(_mm256_cvtepi32_ps(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+  }
+#else
+  Vec<float> values;
+  for (int i = 0; i < kFloats; ++i) values[i] = static_cast<float>(p[i]);
+  return values;
+#endif
+}
+
+// sum += weight * row, for `width` pixels.
 template <class T>
 inline void add_row(const T* row, int64_t width, float weight, float* sum) {
-  typedef T Pixels __attribute__((vector_size(kFloats * sizeof(T))));
   const Vec<float> weights = broadcast<float>(weight);
   int64_t x = 0;
   for (; x + kFloats <= width; x += kFloats) {
-    Pixels pixels;
-    std::memcpy(&pixels, row + x, sizeof(pixels));
-    typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-    const Vec<float> values =
-        __builtin_convertvector(__builtin_convertvector(pixels, Ints), Vec<float>);
-    store<float>(sum + x, multiply_add<float>(weights, values, load<float>(sum + x)));
+    store<float>(sum + x, multiply_add<float>(weights, load_pixels(row + x), load<float>(sum + x)));
   }
   for (; x < width; ++x) sum[x] += weight * static_cast<float>(row[x]);
 }
@@ -94,12 +114,13 @@ inline void resize_pixels(const T* pixels, int64_t height, int64_t width, float 
       add_row(pixels + (vertical.first + i) * width, width, down.weights[vertical.weights + i],
               sum.data());
     }
-    float* target = out + y * size;
+    float* __restrict target = out + y * size;
     for (int64_t x = 0; x < size; ++x) target[x] = 0.0f;
     for (int64_t tap = 0; tap < across.most; ++tap) {
-      const float* weights = by_tap.data() + tap * size;
-      const float* values = sum.data() + tap;
-      for (int64_t x = 0; x < size; ++x) target[x] += weights[x] * values[first[x]];
+      const float* __restrict weights = by_tap.data() + tap * size;
+      const float* __restrict values = sum.data() + tap;
+      const int32_t* __restrict start = first.data();
+      for (int64_t x = 0; x < size; ++x) target[x] += weights[x] * values[start[x]];
     }
     for (int64_t x = 0; x < size; ++x) target[x] *= scale;
   }

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from cxr_fast.config import MiningSettings, Mode, Select
+from cxr_fast import checks
+from cxr_fast.config import MiningSettings, Mode
 
 Backbone = Literal["resnet18", "resnet34", "resnet50"]
 Aggregation = Literal["none", "bilinear", "deconv"]
@@ -54,21 +55,6 @@ _ARCHITECTURE_RULES: _Rules = {
     "in_channels": ("1 or 3", lambda v: _is_integer(v, 1, 3) and v != 2),
 }
 
-_MINING_RULES: _Rules = {
-    "steps": ("an integer from 1 to 255", lambda v: _is_integer(v, 1, 255)),
-    "cam_threshold": ("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1),
-    "connectivity": ("4 or 8", lambda v: _is_integer(v, 4, 8) and v in (4, 8)),
-    "mode": _one_of(get_args(Mode)),
-    "thresholds": (
-        "a tuple of one or more numbers from 0 to 1",
-        lambda v: _are_numbers(v, lambda t: 0 <= t <= 1),
-    ),
-    "select": _one_of(get_args(Select)),
-    "max_boxes": ("an integer of at least 1", lambda v: _is_integer(v, 1)),
-    "max_overlap": ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
-    "upsample": ("an integer of at least 1", lambda v: _is_integer(v, 1)),
-}
-
 _CARD_RULES: _Rules = {
     "architecture": ("an Architecture", lambda v: isinstance(v, Architecture)),
     "class_names": (
@@ -99,6 +85,24 @@ def _check(owner: str, value: object, rules: _Rules) -> None:
         got = getattr(value, name)
         if not accepts(got):
             raise ValueError(f"{name} of {owner} must be {expected}, but is {got!r}.")
+
+
+def _check_mining(settings: MiningSettings) -> None:
+    """By the rules of the operators, so that what a card holds is what ``mine`` can run."""
+    try:
+        checks.require_steps(settings.steps)
+        checks.require_threshold("cam_threshold", settings.cam_threshold)
+        checks.require_choice("mode", settings.mode, get_args(Mode))
+        checks.require_box_arguments(
+            settings.thresholds,
+            settings.select,
+            settings.max_boxes,
+            settings.max_overlap,
+            settings.upsample,
+            settings.connectivity,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the mining settings of a model card: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         _check("a model card", self, _CARD_RULES)
-        _check("the mining settings", self.mining, _MINING_RULES)
+        _check_mining(self.mining)
         if len(self.mean) != len(self.std):
             raise ValueError(
                 "mean and std of a model card must have equally many entries, "
