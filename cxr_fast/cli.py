@@ -77,8 +77,18 @@ def _bar(console: Console) -> Progress:
     )
 
 
+def _one_source(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> str:
+    if len(value) > 1:
+        raise click.UsageError(
+            f"IMAGES is one argument, but {len(value)} came; quote a pattern so that the shell leaves "
+            "it alone ('folder/*.png'), or list the paths in a CSV",
+            context,
+        )
+    return value[0]
+
+
 @main.command()
-@click.argument("images")
+@click.argument("images", nargs=-1, required=True, callback=_one_source)
 @click.option("--model", required=True, help="A checkpoint, or 'demo' for the bundled model.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--classes", type=click.Choice(["all", "labels"]), default="all", show_default=True,

@@ -130,6 +130,16 @@ def test_refusals_before_any_work(archive: Path, model: Path, tmp_path: Path) ->
     assert [p.name for p in foreign.iterdir()] == ["thesis.tex"]
 
 
+def test_a_pattern_that_the_shell_expanded(archive: Path, model: Path, tmp_path: Path) -> None:
+    pictures = sorted((archive / "images").glob("*.png"))
+    result = run("mine", *pictures, "--model", model, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "quote a pattern" in result.output
+    quoted = run("mine", archive / "images" / "*.png", "--model", model, "--out", tmp_path / "run")
+    assert quoted.exit_code == 0
+    assert f"{len(pictures)} images mined" in quoted.output
+
+
 def test_other_settings_in_the_same_folder(archive: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert run("mine", archive / "images", "--model", model, "--out", out).exit_code == 0

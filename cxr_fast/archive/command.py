@@ -90,6 +90,8 @@ class MiningJob:
                 allowed = self.options.classes_of.get(image_id, ())
             try:
                 classes = _classes_to_draw(self.miner, mined, row, truth, allowed)
+                if not classes:  # an image without findings, mined for its labels
+                    continue
                 image = read_image(self.images.path(position))
                 picture = draw_overlay(image, image_id, classes, truth)
                 write_overlay(self.out / "overlays", image_id, picture)

@@ -158,6 +158,29 @@ def read_findings_after(report: pipeline.RunReport, run: Path) -> list[dict[str,
     return read_findings(run).to_pylist()
 
 
+def test_an_image_whose_cam_overflows_is_an_error_not_a_silence(
+    folder: Path, tmp_path: Path, miner: Miner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_findings_after(mine(folder, tmp_path / "whole", miner), tmp_path / "whole")
+    network = miner.model.forward
+
+    def overflowing(images: torch.Tensor) -> torch.Tensor:
+        cam = network(images)
+        cam[1] = torch.inf
+        return cam
+
+    monkeypatch.setattr(miner.model, "forward", overflowing)
+    report = mine(folder, tmp_path / "run", miner)
+    errors = read_errors(tmp_path / "run").to_pylist()
+    # The second picture of each batch of four; shards of ten end in a batch of two, the last of three.
+    assert report.unreadable == len(errors) == 7
+    assert all("not finite" in row["reason"] for row in errors)
+    broken = {row["image_id"] for row in errors}
+    assert read_findings(tmp_path / "run").to_pylist() == [
+        r for r in whole if r["image_id"] not in broken
+    ]
+
+
 def test_classes_of_and_min_probability_leave_rows_out(
     folder: Path, tmp_path: Path, miner: Miner
 ) -> None:
