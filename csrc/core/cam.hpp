@@ -41,7 +41,7 @@ inline void cam_planar(const Features& f, const Acc* weight, int64_t classes, Ac
       const T* x = static_cast<const T*>(f.data) + n * f.image + p;
       Acc* out = cam + n * classes * f.pixels + p;
       stream_columns<Acc>(PackedScalars<Acc>{packed.data(), classes}, Rows<const T>{x, f.channel},
-                          classes, count, f.channels, Rows<Acc>{out, f.pixels}, false);
+                          classes, count, f.channels, Rows<Acc>{out, f.pixels});
       begin += last - first;
     }
   });
@@ -140,7 +140,7 @@ inline void cam_grad_weight_interleaved(const Features& f, int64_t classes, cons
       const T* x = static_cast<const T*>(f.data) + n * f.image + d;
       transpose(grad_cam + n * classes * f.pixels, classes, f.pixels, packed.data());
       stream_columns<Acc>(PackedScalars<Acc>{packed.data(), classes}, Rows<const T>{x, f.pixel},
-                          classes, count, f.pixels, Rows<Acc>{of_image.data(), count}, false);
+                          classes, count, f.pixels, Rows<Acc>{of_image.data(), count});
       for (int64_t c = 0; c < classes; ++c) {
         for (int64_t i = 0; i < count; ++i) out[c * f.channels + d + i] += of_image[c * count + i];
       }

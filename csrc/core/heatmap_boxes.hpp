@@ -36,13 +36,18 @@ inline bool overlaps(const Candidate& a, const Candidate& b, double max_overlap)
 }
 
 struct BoxScratch {
-  PaddedMap map;     // normalised, and upsampled where asked for
-  PaddedMap source;  // normalised, before upsampling along y; rows are already wide
+  PaddedMap map;  // normalised, and upsampled where asked for
+  // On the way there when upsampling: as it came, normalised, wide in x. Empty otherwise.
+  PaddedMap whole;
+  Scratch<float> narrow;
+  PaddedMap source;
   Bitmap bitmap;
   Scratch<Candidate> candidates;
   BoxScratch(const Maps& maps, int upsample)
       : map(maps.height * upsample, maps.width * upsample),
-        source(upsample > 1 ? maps.height : 1, maps.width * upsample),
+        whole(upsample > 1 ? maps.height : 1, upsample > 1 ? maps.width : 1),
+        narrow(upsample > 1 ? maps.area() : 1),
+        source(upsample > 1 ? maps.height : 1, upsample > 1 ? maps.width * upsample : 1),
         bitmap(maps.height * upsample, maps.width * upsample),
         candidates(64) {}
 };
@@ -156,14 +161,12 @@ inline void boxes_of_map(const float* heatmap, const BoxOptions& options, const 
   PaddedMap& map = scratch.map;
   const int factor = options.upsample;
   // Without upsampling the map is loaded where it is used; with it, `source` and `map` follow.
-  Scratch<float> narrow(factor > 1 ? height * width : 1);
   if (factor > 1) {
-    PaddedMap whole(height, width);
-    if (!load_map(heatmap, whole, lo, hi) || lo == hi) return;
-    for (int64_t p = 0; p < height * width; ++p) narrow[p] = (heatmap[p] - lo) / (hi - lo);
+    if (!load_map(heatmap, scratch.whole, lo, hi) || lo == hi) return;
+    for (int64_t p = 0; p < height * width; ++p) scratch.narrow[p] = (heatmap[p] - lo) / (hi - lo);
     // Padding stays NaN: only pixels are written below.
     for (int64_t i = 0; i < map.height * map.stride; ++i) map.values[i] = __builtin_nanf("");
-    upsample_map(narrow.data(), height, width, factor, scratch);
+    upsample_map(scratch.narrow.data(), height, width, factor, scratch);
   } else {
     if (!load_map(heatmap, map, lo, hi) || lo == hi) return;
     if (lo != 0.0f || hi != 1.0f) {

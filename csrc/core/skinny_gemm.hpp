@@ -113,11 +113,11 @@ inline void gemm_rows(Scalars<Acc, Row> a, Rows<const TB> b, int64_t size_i, int
 // B (or OUT) is the large operand: columns [0, size_j) of it, read (or written) once.
 template <class Acc, class TB, class TO>
 inline void stream_columns(PackedScalars<Acc> a, Rows<const TB> b, int64_t size_i, int64_t size_j,
-                           int64_t size_k, Rows<TO> out, bool accumulate) {
+                           int64_t size_k, Rows<TO> out) {
   constexpr int64_t lanes = kLanes<Acc>;
   for (int64_t k = 0; k < size_k; k += kBlockK) {
     const int64_t block = least(kBlockK, size_k - k);
-    const bool add = accumulate || k > 0;
+    const bool add = k > 0;
     const PackedScalars<Acc> a_block = a.at(0, k);
     int64_t j = 0;
     for (; j + kTileVectors * lanes <= size_j; j += kTileVectors * lanes) {
