@@ -105,8 +105,8 @@ class RunFolder:
             raise ValueError(f"the run in {self.path} is closed")
         write_shard(self.path, shard, findings, errors)
 
-    def finish(self, shards: int) -> None:
-        """Write errors.parquet, all shards' errors in their order.
+    def finish(self, shards: int) -> int:
+        """Write errors.parquet, all shards' errors in their order; return how many there are.
 
         Raises ValueError unless exactly the shards 0 .. shards - 1 are finished.
         """
@@ -117,7 +117,9 @@ class RunFolder:
                 f"the run in {self.path} has {len(finished)} finished shards, expected 0 to"
                 f" {shards - 1}; the first that is missing or too many is {odd[0]}"
             )
-        _write_table(self.path / "errors.parquet", read_errors(self.path))
+        errors = read_errors(self.path)
+        _write_table(self.path / "errors.parquet", errors)
+        return int(errors.num_rows)
 
 
 def open_run(out: str | Path, settings: Mapping[str, Any]) -> RunFolder:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from cxr_fast import __version__
-from cxr_fast.archive.findings import RunFolder, read_errors
+from cxr_fast.archive.findings import RunFolder
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_image, to_input
 from cxr_fast.mining import Findings, Mined, Miner, findings_of
 
@@ -212,8 +212,7 @@ def mine_archive(
     finally:
         # The workers' setting is also what threads to come would start from.
         torch.set_num_threads(threads_before)
-    run.finish(shards)
-    unreadable = _count_rows(run)
+    unreadable = run.finish(shards)
     return RunReport(done, len(images), unreadable, boxes, time.perf_counter() - started, stages)
 
 
@@ -243,10 +242,8 @@ def _without_broken(
     broken = mined.result.mined.extent.isnan().flatten(1).any(1)
     probability = mined.probability.masked_fill(broken[:, None], torch.nan)
     reason = "the network's output is not finite; try --precision float32"
-    rows = range(len(readings.readable))
-    errors = tuple(
-        (images.image_ids[readings.readable[row]], reason) for row in rows if bool(broken[row])
-    )
+    named = zip(readings.readable, broken.tolist(), strict=False)  # padding has no name
+    errors = tuple((images.image_ids[position], reason) for position, is_broken in named if is_broken)
     return mined._replace(probability=probability), errors
 
 
@@ -324,7 +321,3 @@ def _write(
     boxes = joined.pop("boxes")
     edges = {edge: boxes[:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
     run.write_shard(shard, {**columns, **edges, **joined}, errors)
-
-
-def _count_rows(run: RunFolder) -> int:
-    return int(read_errors(run.path).num_rows)
