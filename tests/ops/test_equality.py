@@ -24,8 +24,12 @@ SHAPES = [
 ]
 
 
-def assert_same_mining(cam: torch.Tensor, **settings: object) -> None:
-    """mine_cam of ops and of the reference on the same CAM bits."""
+def assert_same_mining(cam: torch.Tensor, gap_tolerance: float = 0.0, **settings: object) -> None:
+    """mine_cam of ops and of the reference on the same CAM bits.
+
+    ``gap_tolerance``: by how much masked_gap may differ from the logits of the fused pass, relative;
+    GPU kernels add up in another order, CPU kernels in the same.
+    """
     arguments = {"thresholds": maps.THRESHOLDS, "select": "components", **settings}
     ours = ops.mine_cam(cam, image_size=(1024, 768), **arguments)
     theirs = reference.mine_cam(cam, image_size=(1024, 768), **arguments)
@@ -43,9 +47,10 @@ def assert_same_mining(cam: torch.Tensor, **settings: object) -> None:
         torch.testing.assert_close(heatmap, ours.heatmap, rtol=0, atol=0, equal_nan=True)
         found = ops.heatmap_boxes(heatmap, (1024, 768), maps.THRESHOLDS)
         assert torch.equal(found.boxes, ours.found.boxes)
-        assert torch.equal(
-            ops.masked_gap(cam, mined.erased_at, ours.logits.shape[2]).nan_to_num(7),
-            ours.logits.nan_to_num(7),
+        gap = ops.masked_gap(cam, mined.erased_at, ours.logits.shape[2])
+        magnitude = cam.nan_to_num(0, 0, 0).abs().mean((2, 3), dtype=torch.float64).max().item()
+        torch.testing.assert_close(
+            gap, ours.logits, rtol=0, atol=gap_tolerance * magnitude, equal_nan=True
         )
 
 
