@@ -89,6 +89,7 @@ void enqueue_mining(const Place& place, const MiningInputs& inputs, const cxr::M
   p.first_step = options.first_step;
   p.connectivity = options.connectivity;
   p.threshold = options.threshold;
+  p.per_pixel = 1.0f / static_cast<float>(area);
   if (maps.count() == 0) return;
   const int64_t side = std::max(maps.height, maps.width);
   if (side <= gpu::kWideWarpSide) {

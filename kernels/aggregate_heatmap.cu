@@ -37,6 +37,6 @@ __device__ inline void aggregate_block(const AggregateParameters& p) {
 
 }  // namespace cxr::gpu
 
-CXR_KERNEL(cxr::gpu::kPixelThreads) aggregate_heatmap(const cxr::gpu::AggregateParameters p) {
+CXR_KERNEL(cxr::gpu::kPixelThreads, 4) aggregate_heatmap(const cxr::gpu::AggregateParameters p) {
   cxr::gpu::aggregate_block(p);
 }

@@ -6,7 +6,9 @@
 
 #include "parameters.hpp"
 
-#define CXR_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// `blocks` of `threads` each share a multiprocessor: the compiler may use as many registers as that
+// leaves.
+#define CXR_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #ifndef CXR_DYNAMIC_SHARED
 #define CXR_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif

@@ -279,12 +279,12 @@ __device__ inline void boxes_of_maps(const BoxParameters& p, unsigned char* memo
 
 using cxr::gpu::BoxParameters;
 
-CXR_KERNEL(cxr::gpu::kBoxThreads) heatmap_boxes_shared(const BoxParameters p) {
+CXR_KERNEL(cxr::gpu::kBoxThreads, 7) heatmap_boxes_shared(const BoxParameters p) {
   CXR_DYNAMIC_SHARED(memory);
   cxr::gpu::boxes_of_maps(p, memory);
 }
 
-CXR_KERNEL(cxr::gpu::kBoxThreads) heatmap_boxes_global(const BoxParameters p) {
+CXR_KERNEL(cxr::gpu::kBoxThreads, 7) heatmap_boxes_global(const BoxParameters p) {
   unsigned char* memory = static_cast<unsigned char*>(p.workspace);
   cxr::gpu::boxes_of_maps(p, memory + static_cast<long long>(blockIdx.x) * p.workspace_bytes);
 }

@@ -88,11 +88,11 @@ __device__ inline Chunk chunk_of(const LabelParameters& p) {
 
 using cxr::gpu::LabelParameters;
 
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_small(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_small(const LabelParameters p) {
   cxr::gpu::label_in_shared_memory(p);
 }
 
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_runs(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_runs(const LabelParameters p) {
   using namespace cxr::gpu;
   const Chunk c = chunk_of(p);
   const unsigned char* mask = p.mask + c.image * c.area;
@@ -105,7 +105,7 @@ CXR_KERNEL(cxr::gpu::kLabelThreads) label_runs(const LabelParameters p) {
   }
 }
 
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_unite(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_unite(const LabelParameters p) {
   using namespace cxr::gpu;
   const Chunk c = chunk_of(p);
   for (int pixel = c.begin + static_cast<int>(threadIdx.x); pixel < c.end;
@@ -117,7 +117,7 @@ CXR_KERNEL(cxr::gpu::kLabelThreads) label_unite(const LabelParameters p) {
 }
 
 // Every pixel gets its root as parent; the roots of the chunk are counted.
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_count(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_count(const LabelParameters p) {
   using namespace cxr::gpu;
   __shared__ int partial[32];
   const Chunk c = chunk_of(p);
@@ -134,7 +134,7 @@ CXR_KERNEL(cxr::gpu::kLabelThreads) label_count(const LabelParameters p) {
 }
 
 // One block an image: counts become the numbers of roots in the chunks before.
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_offsets(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_offsets(const LabelParameters p) {
   using namespace cxr::gpu;
   __shared__ int of_warp[32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -161,7 +161,7 @@ CXR_KERNEL(cxr::gpu::kLabelThreads) label_offsets(const LabelParameters p) {
 }
 
 // Roots get their number.
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_number(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_number(const LabelParameters p) {
   using namespace cxr::gpu;
   __shared__ unsigned roots[kPixelsPerBlock / 32];
   __shared__ int before[kPixelsPerBlock / 32];
@@ -186,7 +186,7 @@ CXR_KERNEL(cxr::gpu::kLabelThreads) label_number(const LabelParameters p) {
 }
 
 // Parents become labels. A root may already be one when another pixel asks it.
-CXR_KERNEL(cxr::gpu::kLabelThreads) label_write(const LabelParameters p) {
+CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_write(const LabelParameters p) {
   using namespace cxr::gpu;
   const Chunk c = chunk_of(p);
   const volatile int* labels = c.labels;

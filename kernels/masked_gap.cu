@@ -34,7 +34,7 @@ __device__ inline void masked_gap_of(const GapParameters& p) {
           block_combine(warp_sum(sums[i]), partial, [](double a, double b) { return a + b; });
       if (threadIdx.x == 0 && first + i < p.steps) {
         static_cast<T*>(p.logits)[map * p.steps + first + i] =
-            static_cast<T>(all / static_cast<double>(p.area));
+            static_cast<T>(all) / static_cast<T>(p.area);
       }
     }
   }
@@ -66,15 +66,15 @@ __device__ inline void masked_gap_backward_of(const GapParameters& p) {
 
 using cxr::gpu::GapParameters;
 
-CXR_KERNEL(cxr::gpu::kPixelThreads) masked_gap_float(const GapParameters p) {
+CXR_KERNEL(cxr::gpu::kPixelThreads, 4) masked_gap_float(const GapParameters p) {
   cxr::gpu::masked_gap_of<float>(p);
 }
-CXR_KERNEL(cxr::gpu::kPixelThreads) masked_gap_double(const GapParameters p) {
+CXR_KERNEL(cxr::gpu::kPixelThreads, 4) masked_gap_double(const GapParameters p) {
   cxr::gpu::masked_gap_of<double>(p);
 }
-CXR_KERNEL(cxr::gpu::kPixelThreads) masked_gap_backward_float(const GapParameters p) {
+CXR_KERNEL(cxr::gpu::kPixelThreads, 4) masked_gap_backward_float(const GapParameters p) {
   cxr::gpu::masked_gap_backward_of<float>(p);
 }
-CXR_KERNEL(cxr::gpu::kPixelThreads) masked_gap_backward_double(const GapParameters p) {
+CXR_KERNEL(cxr::gpu::kPixelThreads, 4) masked_gap_backward_double(const GapParameters p) {
   cxr::gpu::masked_gap_backward_of<double>(p);
 }

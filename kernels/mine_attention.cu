@@ -74,7 +74,8 @@ struct Extent {
   float lo, hi, mean;
 };
 
-// Least, greatest and sum / area over the pixels alive, which are bits of each column.
+// Least, greatest and mean (over all pixels of the map) of the pixels alive, which are bits of each
+// column.
 template <int K>
 __device__ inline Extent extent_of(const Columns<K>& values, const RowWords<K>& alive, int height,
                                    float per_pixel) {
@@ -87,11 +88,11 @@ __device__ inline Extent extent_of(const Columns<K>& values, const RowWords<K>& 
         const float v = values.at(y, 32 * k + lane);
         lo = fminf(lo, v);
         hi = fmaxf(hi, v);
-        sum = __fadd_rn(sum, __fmul_rn(v, per_pixel));
+        sum += v;
       }
     });
   }
-  return {warp_least(lo), warp_greatest(hi), warp_sum(sum)};
+  return {warp_least(lo), warp_greatest(hi), warp_sum(sum) * per_pixel};
 }
 
 template <int K>
@@ -102,7 +103,6 @@ __device__ inline void mine_map(const MineParameters& p, long long map) {
   const long long at = map * height * width;
   unsigned char* erased_at = p.erased_at + at;
   const Columns<K> values(p.cam + at, height, width);
-  const float per_pixel = __fdiv_rn(1.0f, static_cast<float>(height * width));
   const float bias = bias_of(p, map);
 
   RowWords<K> present;  // bit y of word k: pixel (y, 32 k + lane) exists
@@ -120,7 +120,7 @@ __device__ inline void mine_map(const MineParameters& p, long long map) {
     });
   }
   RowWords<K> alive = present;
-  Extent extent = extent_of(values, present, height, per_pixel);
+  Extent extent = extent_of(values, present, height, p.per_pixel);
   broken = __any_sync(kAllLanes, broken) || !is_finite(__fsub_rn(extent.hi, extent.lo));
 
 #pragma unroll
@@ -140,17 +140,17 @@ __device__ inline void mine_map(const MineParameters& p, long long map) {
     for (int k = 0; k < K; ++k) {
       for_each_row<K>(height, [&](int y, int, int) {
         if (alive.row[k] >> y & 1) {
-          sum = __fadd_rn(sum, __fmul_rn(values.at(y, 32 * k + lane), per_pixel));
+          sum += values.at(y, 32 * k + lane);
         }
       });
     }
-    sum = warp_sum(sum);
-    write_idle_steps(p, map, 0, not_a_number(), not_a_number(), sum + bias, lane, 32);
+    const float mean = warp_sum(sum) * p.per_pixel;
+    write_idle_steps(p, map, 0, not_a_number(), not_a_number(), mean + bias, lane, 32);
     return;
   }
 
   for (int step = 0; step < p.steps; ++step) {
-    if (step > 0 || p.erased_before) extent = extent_of(values, alive, height, per_pixel);
+    if (step > 0 || p.erased_before) extent = extent_of(values, alive, height, p.per_pixel);
     if (extent.lo > extent.hi) extent.lo = extent.hi = 0.0f;  // no pixel alive
     const float lo = extent.lo, hi = extent.hi;
     if (!(lo < hi)) {
@@ -261,7 +261,7 @@ __device__ inline void mine_map_by_block(const MineParameters& p, long long map,
   }
   __syncthreads();
   if (p.erased_before) extent = block_extent(cam, erased_at, area);
-  const auto logit_of = [&](double sum) { return static_cast<float>(sum / area) + bias; };
+  const auto logit_of = [&](double sum) { return static_cast<float>(sum) * p.per_pixel + bias; };
   if (broken) {
     write_idle_steps(p, map, 0, not_a_number(), not_a_number(), logit_of(extent.sum), thread, threads);
     return;
@@ -311,15 +311,15 @@ __device__ inline void mine_map_by_block(const MineParameters& p, long long map,
 
 using cxr::gpu::MineParameters;
 
-CXR_KERNEL(32 * cxr::gpu::kMineWarps) mine_attention_32(const MineParameters p) {
+CXR_KERNEL(32 * cxr::gpu::kMineWarps, 1) mine_attention_32(const MineParameters p) {
   cxr::gpu::mine_by_warp<1>(p);
 }
 
-CXR_KERNEL(32 * cxr::gpu::kMineWarps) mine_attention_64(const MineParameters p) {
+CXR_KERNEL(32 * cxr::gpu::kMineWarps, 1) mine_attention_64(const MineParameters p) {
   cxr::gpu::mine_by_warp<2>(p);
 }
 
-CXR_KERNEL(cxr::gpu::kMineBlockThreads) mine_attention_any(const MineParameters p) {
+CXR_KERNEL(cxr::gpu::kMineBlockThreads, 1) mine_attention_any(const MineParameters p) {
   int* parents = p.parents + static_cast<long long>(blockIdx.x) * p.height * p.width;
   for (long long map = blockIdx.x; map < p.maps; map += gridDim.x) {
     cxr::gpu::mine_map_by_block(p, map, parents);

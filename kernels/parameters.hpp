@@ -9,7 +9,8 @@ namespace cxr::gpu {
 // Threads of a block, by kernel.
 constexpr int kMineWarps = 2;  // maps that one block of the warp method mines side by side
 constexpr int kMineBlockThreads = 512;
-constexpr int kBoxThreads = 256;
+// 128 threads of some 70 registers: seven maps of 32 x 32 a multiprocessor, a batch of 900 in one wave.
+constexpr int kBoxThreads = 128;
 constexpr int kPixelThreads = 256;     // kernels that treat every pixel alike
 constexpr int kPixelsPerBlock = 4096;  // and how many pixels one of their blocks takes
 constexpr int kLabelThreads = 256;
@@ -31,6 +32,7 @@ struct MineParameters {
   int classes, height, width;
   int steps, first_step, connectivity;
   float threshold;
+  float per_pixel;  // 1 / (height * width)
 };
 
 struct GapParameters {

@@ -43,9 +43,6 @@ Driver load_driver() {
 }
 
 Nvrtc load_nvrtc() {
-  if (places().nvrtc.empty()) {
-    throw std::runtime_error("NVRTC, which CUDA builds of torch bring, was not found");
-  }
   void* library = open_library(places().nvrtc, "NVRTC");
   Nvrtc d;
   CXR_FIND(nvrtcVersion);
@@ -77,6 +74,9 @@ const Driver& driver() {
 }
 
 const Nvrtc& nvrtc() {
+  if (places().nvrtc.empty()) {
+    throw std::runtime_error("NVRTC, which CUDA builds of torch bring, was not found");
+  }
   static const Nvrtc loaded = load_nvrtc();
   return loaded;
 }

@@ -15,14 +15,14 @@ from test_equality import assert_same_mining
 from cxr_fast import ops, reference
 
 if TYPE_CHECKING:
-    from conftest import Emulator
+    from emulation import Emulator
 
 # Sums of another order, relative to the mean magnitude of a map.
 GAP = 1e-5
 
 # One word a row, two, and the block method; sides on both sides of every border.
-SIDES = [(1, 1), (1, 32), (32, 1), (7, 5), (31, 32), (32, 32), (33, 20), (20, 33), (64, 64), (65, 3), (3, 65),
-         (48, 70)]  # fmt: skip
+SIDES = [(1, 1), (1, 32), (32, 1), (7, 5), (31, 32), (32, 32), (33, 20), (20, 33), (64, 64), (65, 3),
+         (3, 65), (48, 70)]  # fmt: skip
 
 
 def test_random_maps_of_random_shapes(emulator: Emulator, rng: np.random.Generator) -> None:

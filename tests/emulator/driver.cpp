@@ -1,8 +1,7 @@
-// A stand-in for libcuda.so.1 that runs the kernels of kernels/*.cu on the CPU (cuda_on_cpu.hpp), so
-// that the real bindings and launcher run against it on CPU tensors: grids, parameters, scratch and
-// all.
+// A stand-in for libcuda.so.1 that runs the kernels of kernels/*.cu on the CPU, so that the real bindings
+// and launcher run against it on CPU tensors: grids, parameters, scratch and all. Compiled with
+// `-include cuda_on_cpu.hpp`, which has to come before any kernel.
 #include "aggregate_heatmap.cu"
-#include "cuda_on_cpu.hpp"
 #include "heatmap_boxes.cu"
 #include "label_components.cu"
 #include "masked_gap.cu"
@@ -68,8 +67,9 @@ Status cuDevicePrimaryCtxRetain(void** context, int) {
 }
 Status cuCtxPushCurrent_v2(void*) { return 0; }
 Status cuCtxPopCurrent_v2(void**) { return 0; }
-Status cuModuleLoadData(void** module, const void*) {
-  if (refuse_images) return refuse_images;
+Status cuModuleLoadData(void** module, const void* image) {
+  // What nvcc made is refused on demand; machine code that NVRTC made is not.
+  if (refuse_images && std::memcmp(image, "\177ELF", 4) != 0) return refuse_images;
   *module = &kernels;
   return 0;
 }

@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: the real bindings and launcher, on a driver that runs kernels on the CPU."""
+"""CUDA kernels without a GPU: real bindings and launcher, on a driver that runs kernels on the CPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cxr_fast import ops
-from cxr_fast.ops import cuda, library
+from cxr_fast.ops import cuda
+from cxr_fast.ops.library import find_extension
 
-TESTS = Path(__file__).parents[1]
-KERNELS = TESTS.parent / "kernels"
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "kernels"
 ON_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 SERVED = {*cuda.BY_CUDA, "masked_gap_backward"}
 
@@ -35,9 +36,19 @@ class _Redispatch(TorchDispatchMode):
 class Emulator:
     """The stand-in for libcuda, and what it was asked to do."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, path: Path) -> None:
+        self.path, self.images = path, path.parent / "kernels"
+        # Global, since torch's own function for the current stream is looked up by name.
+        self.library = library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         library.emulator_launched.restype = ctypes.c_char_p
+
+    def reset(self) -> None:
+        """A small GPU that takes everything: two multiprocessors, so that blocks take turns."""
+        extension = find_extension()
+        assert extension is not None
+        places = (self.path, "", self.images, KERNELS, self.path.parent / "cache")
+        ctypes.CDLL(extension).cxr_fast_serve_cuda(*(str(place).encode() for place in places))
+        self.set(capability=90, multiprocessors=2, shared_bytes=100 << 10, refuse_images=0)
 
     def set(self, **device: int) -> None:
         """``capability`` (90 is 9.0), ``multiprocessors``, ``shared_bytes``, ``refuse_images``."""
@@ -57,41 +68,29 @@ class Emulator:
         return self.library.emulator_launched().decode().split()
 
 
-@pytest.fixture(scope="session")
-def emulator_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The emulator with all kernels, compiled by g++."""
+def build(folder: Path) -> Path:
+    """Compiles the emulator with all kernels; skips the test where that cannot be."""
     if torch.version.cuda is not None:
-        pytest.skip("this torch has a CUDA of its own; the tests of tests/ops run on its device")
+        pytest.skip("this torch has a CUDA of its own: pytest --device cuda")
     if ops.CPU_KERNELS.startswith("reference"):
         pytest.skip("the bindings are part of the compiled operators, which are not in use")
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulator with")
-    path = tmp_path_factory.mktemp("emulator") / "libemulator.so"
+    path = folder / "libemulator.so"
     command = [compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE",
                "-fno-strict-aliasing", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas",
-               "-Wno-dangling-pointer", f"-I{TESTS / 'emulator'}", f"-I{KERNELS}",
-               str(TESTS / "emulator" / "driver.cpp"), "-o", str(path)]  # fmt: skip
+               "-Wno-dangling-pointer", f"-I{HERE}", f"-I{KERNELS}", "-include", "cuda_on_cpu.hpp",
+               str(HERE / "driver.cpp"), "-o", str(path)]  # fmt: skip
     subprocess.run(command, check=True, timeout=300)
     return path
 
 
-@pytest.fixture(scope="session")
-def _served(emulator_library: Path) -> Emulator:
-    # Global, since torch's own function for the current stream is looked up by name.
-    loaded = ctypes.CDLL(str(emulator_library), mode=ctypes.RTLD_GLOBAL)
-    extension = library.find_extension()
-    assert extension is not None
-    images = emulator_library.parent / "kernels"
-    images.mkdir()
+def serve(path: Path) -> Emulator:
+    """Lets the emulator serve CUDA kernels in this process; there is no way back."""
+    emulator = Emulator(path)
+    emulator.images.mkdir()
     for source in KERNELS.glob("*.cu"):
-        (images / f"{source.stem}.fatbin").write_bytes(b"the emulator has its own")
-    places = (emulator_library, "", images, KERNELS, emulator_library.parent / "cache")
-    ctypes.CDLL(extension).cxr_fast_serve_cuda(*(str(place).encode() for place in places))
-    return Emulator(loaded)
-
-
-@pytest.fixture
-def emulator(_served: Emulator) -> Emulator:
-    _served.set(refuse_images=0)
-    return _served
+        (emulator.images / f"{source.stem}.fatbin").write_bytes(b"the emulator has its own")
+    emulator.reset()
+    return emulator
