@@ -174,8 +174,8 @@ Tensor masked_gap_backward(const Tensor& grad, const Tensor& erased_at) {
 
 // ---- heatmap ----
 
-void enqueue_heatmap(const Place& place, const Tensor& cam, bool per_step, const Tensor& erased_at,
-                     const Tensor& extent, cxr::Mode mode, Tensor& heatmap) {
+gpu::AggregateParameters aggregate_parameters(const Tensor& cam, bool per_step, const Tensor& erased_at,
+                                              const Tensor& extent, cxr::Mode mode, Tensor& heatmap) {
   const cxr::Maps maps = maps_of(erased_at);
   gpu::AggregateParameters p{};
   p.cam = in<float>(cam);
@@ -187,8 +187,7 @@ void enqueue_heatmap(const Place& place, const Tensor& cam, bool per_step, const
   p.chunks = static_cast<int>(blocks_for(p.area, gpu::kPixelsPerBlock));
   p.steps = static_cast<int>(extent.size(2));
   p.normalized = mode == cxr::Mode::normalized;
-  place.launch({"aggregate_heatmap", "aggregate_heatmap"},
-               {maps.count() * p.chunks, gpu::kPixelThreads}, p);
+  return p;
 }
 
 Tensor aggregate_heatmap(const Tensor& cam, const Tensor& erased_at, const Tensor& extent,
@@ -207,7 +206,10 @@ Tensor aggregate_heatmap(const Tensor& cam, const Tensor& erased_at, const Tenso
   require_device(extent, cam, "extent");
   const Tensor h = dense(cam), erased = dense(erased_at), limits = dense(extent);
   Tensor heatmap = make(cam, shape_of(erased_at), ScalarType::Float);
-  enqueue_heatmap(Place(cam), h, per_step, erased, limits, mode_of(mode), heatmap);
+  gpu::AggregateParameters p =
+      aggregate_parameters(h, per_step, erased, limits, mode_of(mode), heatmap);
+  Place(cam).launch({"aggregate_heatmap", "aggregate_heatmap"},
+                    {maps_of(erased).count() * p.chunks, gpu::kPixelThreads}, p);
   return heatmap;
 }
 
@@ -305,7 +307,7 @@ std::tuple<Tensor, Tensor, Tensor> heatmap_boxes(
   return {outputs.boxes, outputs.scores, outputs.counts};
 }
 
-// ---- everything after the CAM: three launches ----
+// ---- everything after the CAM, in two launches ----
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mine_cam(
     const Tensor& cam, const std::optional<Tensor>& bias, int64_t steps, double threshold,
@@ -335,7 +337,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mine_cam(
   BoxOutputs outputs(h, maps, max_boxes);
   const Place place(h);
   enqueue_mining(place, inputs, options, erased_at, extent, &logits);
-  enqueue_heatmap(place, h, false, erased_at, extent, aggregation, heatmap);
+  p.first = aggregate_parameters(h, false, erased_at, extent, aggregation, heatmap);
   enqueue_boxes(place, heatmap, p, outputs);
   return {logits, erased_at, extent, heatmap, outputs.boxes, outputs.scores, outputs.counts};
 }

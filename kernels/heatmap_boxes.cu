@@ -1,13 +1,15 @@
 // Boxes from heatmaps: cut at several thresholds, a tight box around each component, score, rank,
 // suppress.
 //
-// One block a map, blocks take maps in turn. The normalised (and upsampled) map, the parents of its
-// union-find and the candidates of all thresholds lie in a workspace: shared memory where they fit,
-// else a slice of global memory for each block. Components become candidates at their roots; each run
-// of pixels then widens its component's box by two minima or maxima. Boxes are kept best first, at most
-// max_boxes times: a pass over the candidates for the best, a pass to drop those that overlap it.
+// One block a map, blocks take maps in turn. In attention_mining the block makes the heatmap first. The
+// normalised (and upsampled) map, the parents of its union-find and the candidates of all thresholds
+// lie in a workspace: shared memory where they fit, else a slice of global memory for each block.
+// Components become candidates at their roots; each run of pixels then widens its component's box by
+// two minima or maxima. Boxes are kept best first, at most max_boxes times: a pass over the candidates
+// for the best, a pass to drop those that overlap it.
 //
 // Floor: one read of the heatmap.
+#include "aggregate_heatmap.cuh"
 #include "union_find.cuh"
 
 namespace cxr::gpu {
@@ -239,6 +241,11 @@ __device__ inline void boxes_of_map(const BoxParameters& p, long long map, const
   __shared__ int count;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   if (thread == 0) count = 0;
+  if (p.first.heatmap) {
+    for (int i = thread; i < p.height * p.width; i += threads) {
+      p.first.heatmap[map * p.first.area + i] = aggregated(p.first, map, i);
+    }
+  }
   __syncthreads();
   const float* heatmap = p.heatmap + map * p.height * p.width;
   int kept = 0;

@@ -68,6 +68,7 @@ constexpr int kMaxThresholds = 512;
 
 struct BoxParameters {
   const float* heatmap;       // [maps, height, width]
+  AggregateParameters first;  // makes the heatmap, where its `heatmap` is not null
   const double* image_sizes;  // [images, 2] height and width, or null
   double image_height, image_width;
   float* boxes;     // [maps, max_boxes, 4]
