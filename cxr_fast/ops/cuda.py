@@ -75,8 +75,10 @@ def serve(extension: str | None) -> dict[str, str]:
 def describe(device: int, extension: str) -> str:
     """Where the CUDA C++ code for a device came from, after loading it, or why there is none."""
     text = ctypes.create_string_buffer(4096)
-    ctypes.CDLL(extension).cxr_fast_describe_cuda(device, text, ctypes.c_size_t(len(text)))
-    return text.value.decode()
+    of_extension = ctypes.CDLL(extension).cxr_fast_describe_cuda
+    of_extension.restype = ctypes.c_bool
+    found = of_extension(device, text, ctypes.c_size_t(len(text)))
+    return ("from " if found else "none: ") + text.value.decode()
 
 
 # ---- CUDA C++ ----

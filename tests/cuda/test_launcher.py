@@ -41,7 +41,7 @@ def places(emulator: Emulator, extension: str, nvrtc: Path | None, images: Path,
 
 
 def test_what_nvcc_compiled_is_taken(emulator: Emulator, extension: str) -> None:
-    assert describe(extension) == "nvcc, when the package was built"
+    assert describe(extension) == "from nvcc, when the package was built"
 
 
 def test_an_old_device_is_refused_in_a_sentence(emulator: Emulator, extension: str) -> None:
@@ -67,7 +67,7 @@ def test_no_code_for_this_device_and_no_nvrtc(
 def test_nvrtc_compiles_where_nvcc_did_not(emulator: Emulator, extension: str, tmp_path: Path) -> None:
     places(emulator, extension, cuda.find_nvrtc(), tmp_path / "nothing", tmp_path / "cache")
     text = describe(extension)
-    assert text.startswith("NVRTC ")
+    assert text.startswith("from NVRTC ")
     assert text.endswith(", sm_90 (the package was built without nvcc)")
     images = sorted((tmp_path / "cache").iterdir())
     assert [path.name.split("-")[0] for path in images] == sorted(
