@@ -6,6 +6,7 @@ Decided once, at import, without waking the driver: from what was installed and 
 - ``auto`` (default): the fastest there is. ``cam`` by Triton; the others by CUDA C++, compiled by nvcc
   when the package was built or else by NVRTC at the first call, which CUDA builds of torch bring. Where
   neither is to be had, Triton for mining and labelling.
+- ``nvrtc``: as ``auto``, without what nvcc compiled.
 - ``triton``: leaves CUDA C++ out.
 - ``reference``: plain PyTorch for everything.
 
@@ -33,7 +34,7 @@ from cxr_fast.ops import library
 # Operators by the kernels that can serve them.
 BY_CUDA = ("mine_attention", "masked_gap", "aggregate_heatmap", "heatmap_boxes", "mine_cam",
            "label_components")  # fmt: skip
-WAYS = ("auto", "triton", "reference")
+WAYS = ("auto", "nvrtc", "triton", "reference")
 REFERENCE = "reference (plain PyTorch, slow)"
 # bfloat16 on tensor cores, and what Triton supports.
 LEAST_CAPABILITY_OF_TRITON = (8, 0)
@@ -54,10 +55,15 @@ def serve(extension: str | None) -> dict[str, str]:
         return dict.fromkeys(("cam", *BY_CUDA), f"{REFERENCE}, as asked for")
     triton = _why_no_triton()
     served = {"cam": _serve_by_triton("cam", triton)}
-    obstacle = "CXR_FAST_CUDA is triton" if way == "triton" else why_no_cuda(extension)
-    if extension is not None and obstacle is None:
-        served_by = serve_by_cuda(extension)
-        served |= dict.fromkeys(BY_CUDA, served_by)
+    by_cuda, obstacle = "", None
+    if way == "triton":
+        obstacle = "CXR_FAST_CUDA is triton"
+    elif extension is None:
+        obstacle = "cxr_fast was installed without its extension"
+    else:
+        by_cuda, obstacle = _serve_by_cuda(extension, way)
+    if obstacle is None:
+        served |= dict.fromkeys(BY_CUDA, by_cuda)
     else:
         for name in BY_CUDA:
             by_triton = _serve_by_triton(name, triton) if name in TRITON else REFERENCE
@@ -84,28 +90,18 @@ def describe(device: int, extension: str) -> str:
 # ---- CUDA C++ ----
 
 
-def _images(extension: str) -> Path:
-    """What nvcc compiled lies beside the extension, wherever the Python files are."""
-    return Path(extension).parent / "kernels"
-
-
-def why_no_cuda(extension: str | None) -> str | None:
-    """Why CUDA C++ kernels cannot serve, or None if they can."""
-    if extension is None:
-        return "cxr_fast was installed without its extension"
-    if not any(_images(extension).glob("*.fatbin")) and find_nvrtc() is None:
-        return "the package was built without nvcc and there is no NVRTC"
-    return None
-
-
-def serve_by_cuda(extension: str, driver: str = "libcuda.so.1") -> str:
-    """Registers the CUDA C++ kernels; returns how their code comes about."""
-    built = any(_images(extension).glob("*.fatbin"))
+def _serve_by_cuda(extension: str, way: str) -> tuple[str, str | None]:
+    """Registers the CUDA C++ kernels; how their code comes about, or why there is none."""
+    # What nvcc compiled lies beside the extension, wherever the Python files are.
+    images = Path(extension).parent / "kernels"
+    built = way == "auto" and any(images.glob("*.fatbin"))
     nvrtc = find_nvrtc()
+    if not built and nvrtc is None:
+        return "", "the package was built without nvcc and there is no NVRTC"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    places = (driver, nvrtc or "", _images(extension), _sources(), cache / "cxr_fast")
+    places = ("libcuda.so.1", nvrtc or "", images if built else "", _sources(), cache / "cxr_fast")
     ctypes.CDLL(extension).cxr_fast_serve_cuda(*(os.fsencode(place) for place in places))
-    return "CUDA C++, compiled " + ("by nvcc" if built else "at the first call by NVRTC")
+    return "CUDA C++, compiled " + ("by nvcc" if built else "at the first call by NVRTC"), None
 
 
 def _sources() -> Path:

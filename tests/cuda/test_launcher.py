@@ -134,6 +134,13 @@ def test_triton_can_be_asked_for(tmp_path: Path) -> None:
     assert "masked_gap: reference (plain PyTorch, slow), since CXR_FAST_CUDA is triton" in text
 
 
+@pytest.mark.skipif(cuda.find_nvrtc() is None, reason="no NVRTC here")
+def test_nvrtc_can_be_asked_for(tmp_path: Path) -> None:
+    assert "mine_cam: CUDA C++, compiled at the first call by NVRTC" in served(
+        tmp_path, CXR_FAST_CUDA="nvrtc"
+    )
+
+
 def test_the_reference_can_be_asked_for(tmp_path: Path) -> None:
     text = served(tmp_path, CXR_FAST_CUDA="reference")
     assert text.count("reference (plain PyTorch, slow), as asked for") == 7
@@ -141,7 +148,7 @@ def test_the_reference_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
     text = served(tmp_path, CXR_FAST_CUDA="fast")
-    assert "CXR_FAST_CUDA must be auto, triton or reference, but is 'fast'" in text
+    assert "CXR_FAST_CUDA must be auto, nvrtc, triton or reference, but is 'fast'" in text
 
 
 def test_no_triton(tmp_path: Path) -> None:

@@ -182,9 +182,7 @@ def test_another_device_than_the_current_one() -> None:
 
 def test_cpu_and_cuda_tensors_do_not_mix() -> None:
     features, weight = features_and_weight()
-    with pytest.raises(
-        ValueError, match="weight must be on the device of features, cuda:0"
-    ):
+    with pytest.raises(ValueError, match="weight must be on the device of features, cuda:0"):
         ops.attention_mining(features, weight.cpu())
     cam = ops.cam(features, weight)
     with pytest.raises(ValueError, match="erased_at must be on the device of cam, cuda:0"):
