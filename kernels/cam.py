@@ -1,0 +1,428 @@
+"""``cam`` and its gradients (Eq. 7) as three skinny products that read the features once.
+
+Precision. A float32 factor is cut into three pieces by masking bits: for bfloat16 features into
+bfloat16 pieces of 8 bits each (8 + 8 + 8 = 24), for float16 features, which are exact in tf32, into
+tf32 pieces (11 + 11 + 2). Every product of a piece and a feature is then exact in a tensor core and
+sums in float32, so no input is rounded. The sums of the leading pieces are kept apart from the rest:
+
+- An infinity times a piece that happens to be 0 would be NaN, so where the leading sum is not
+  finite, it alone is the result, of the class (inf, -inf, NaN) that a float32 sum has.
+- Tensor cores cut each sum off instead of rounding it. The leading sum of one block of channels is
+  therefore begun at 0 and added to the total by an ordinary, rounded addition.
+
+Pieces hold nothing below 2^-133 (bfloat16) or 2^-136 (tf32); factors under 1e-33 lose low bits.
+float32 features are multiplied as they are ("ieee"), on the ordinary units.
+
+Launches: ``cam`` 2 (weight into pieces, product); ``cam_backward`` 4 (weight and gradient into
+pieces, both gradients, sum over partial results), one more for over 64 classes. All shapes of blocks
+and of workspace follow from shapes and dtypes alone: same input, same bits, and graphs may capture.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import interpreted, on_device
+
+
+class Blocks(NamedTuple):
+    """Extent of a program's tile: ``classes`` x ``channels`` x ``pixels``, powers of two from 16."""
+
+    classes: int
+    channels: int
+    pixels: int
+    warps: int
+    stages: int
+
+
+def forward_blocks(classes: int, dtype: torch.dtype, planar: bool, pixels: int) -> Blocks:
+    """The tile of ``cam`` for that many classes; ``pixels`` is H * W.
+
+    Up to 256 classes share one read of the features. Rows of a tile run along the axis that is
+    contiguous, 128 bytes or more; four programs fit an SM (loads in flight: over 48 KiB an SM), and
+    wide pixel blocks because every program reads the weight's pieces anew, from L2.
+    """
+    rows = _padded(classes, 256)
+    if rows > 64:
+        across, deep, warps, stages = 32, 32, 8, 3
+    elif dtype == torch.float32:
+        across, deep, warps, stages = 128, 32, 4, 3
+    elif planar:
+        across, deep, warps, stages = 128, 32, 4, 4
+    else:
+        across, deep, warps, stages = 64, 64, 4, 3
+    return Blocks(rows, deep, _padded(pixels, across), warps, stages)
+
+
+def backward_blocks(classes: int, dtype: torch.dtype, planar: bool, pixels: int) -> Blocks:
+    """The tile of ``cam_backward``; over 64 classes take several tiles."""
+    rows = _padded(classes, 64)
+    if dtype == torch.float32:
+        across, deep, warps, stages = 32, 32, 4, 3
+    elif rows > 16:
+        across, deep, warps, stages = 32, 64, 4, 2
+    else:
+        across, deep, warps, stages = 64, 64, 4, 3
+    return Blocks(rows, deep, _padded(pixels, across), warps, stages)
+
+
+# About four programs for each of the 132 SMs of an H100; each holds 64 channels of dW in registers
+# and streams pixels past them.
+BACKWARD_PROGRAMS = 528
+
+
+def _padded(size: int, at_most: int) -> int:
+    """The power of two that holds ``size``, 16 (the least of tl.dot) to ``at_most``."""
+    return min(max(triton.next_power_of_2(size), 16), at_most)
+
+
+@triton.jit
+def _operand(x, INTERPRETED: tl.constexpr):
+    """``x`` as tl.dot takes it: float16 widened to tf32, exactly; the interpreter has no bfloat16."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif x.dtype == tl.float16:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def _narrowed(x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """float32 rounded to nearest even; the interpreter would cut bfloat16 off."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x != x, bits | 0x400000, bits + 0x7FFF + ((bits >> 16) & 1))
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
+def _settled(main, rest, PIECES: tl.constexpr):
+    """The sum of leading and other pieces, or the leading alone where that is not finite."""
+    if PIECES == 3:
+        main = tl.where(tl.abs(main) < float("inf"), main + rest, main)
+    return main
+
+
+@triton.jit
+def _pieces_kernel(
+    source_ptr, pieces_ptr, rows, columns, padded, KEEP: tl.constexpr, PIECES: tl.constexpr,
+    INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """[rows, columns] float32 to [PIECES, rows, padded], zeros in the padding."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, column = at // padded, at % padded
+    exists = row < rows
+    v = tl.load(source_ptr + row * columns + column, exists & (column < columns), 0.0)
+    if PIECES == 1:
+        tl.store(pieces_ptr + at, v, exists)
+    else:
+        # A NaN stays one (its set bits may all be low ones), and leaves no rest; nor does infinity.
+        bits = v.to(tl.uint32, bitcast=True)
+        bits = tl.where(v != v, bits | 0x400000, bits) & KEEP
+        hi = bits.to(tl.float32, bitcast=True)
+        rest = tl.where(tl.abs(v) < float("inf"), v - hi, 0.0)
+        mid = (rest.to(tl.uint32, bitcast=True) & KEEP).to(tl.float32, bitcast=True)
+        dtype = pieces_ptr.dtype.element_ty
+        size = rows.to(tl.int64) * padded
+        tl.store(pieces_ptr + at, _narrowed(hi, dtype, INTERPRETED), exists)
+        tl.store(pieces_ptr + size + at, _narrowed(mid, dtype, INTERPRETED), exists)
+        tl.store(pieces_ptr + 2 * size + at, _narrowed(rest - mid, dtype, INTERPRETED), exists)
+
+
+@triton.jit
+def _load_pieces(at, piece, exists, PIECES: tl.constexpr, INTERPRETED: tl.constexpr):
+    """A tile of hi, mid and lo, as operands; three times the same where there is one piece."""
+    hi = _operand(tl.load(at, exists, 0.0), INTERPRETED)
+    mid, lo = hi, hi
+    if PIECES == 3:
+        mid = _operand(tl.load(at + piece, exists, 0.0), INTERPRETED)
+        lo = _operand(tl.load(at + 2 * piece, exists, 0.0), INTERPRETED)
+    return hi, mid, lo
+
+
+@triton.jit
+def _cam_kernel(
+    x_ptr, w_ptr, cam_ptr, C, P, pixel_blocks, x_image, x_channel, x_pixel, w_piece, w_class, zero,
+    D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr, PIECES: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of classes x a block of pixels of one image, over all D channels."""
+    tiles = tl.cdiv(C, BC)
+    program = tl.program_id(0)
+    n = (program // tiles // pixel_blocks).to(tl.int64)
+    c = program % tiles * BC + tl.arange(0, BC)[:, None]
+    p = program // tiles % pixel_blocks * BP + tl.arange(0, BP)[None, :]
+    d = tl.arange(0, BD)
+    x_at = x_ptr + n * x_image + d[:, None].to(tl.int64) * x_channel + p.to(tl.int64) * x_pixel
+    w_at = w_ptr + c.to(tl.int64) * w_class + d[None, :]
+    main = tl.zeros((BC, BP), tl.float32)
+    rest = tl.zeros((BC, BP), tl.float32)
+    for i in range(tl.cdiv(D, BD)):
+        inside = p < P
+        if D % BD != 0:
+            inside = inside & (d[:, None] < D - i * BD)
+        x = _operand(tl.load(x_at, inside, 0.0), INTERPRETED)
+        hi, mid, lo = _load_pieces(w_at, w_piece, c < C, PIECES, INTERPRETED)
+        if PIECES == 1:
+            main = tl.dot(hi, x, main, input_precision=PRECISION)
+        else:
+            # A zero that the compiler cannot see: it would make the total the accumulator.
+            begun = tl.full((BC, BP), zero, tl.float32)
+            main += tl.dot(hi, x, begun, input_precision=PRECISION)
+            rest = tl.dot(mid, x, rest, input_precision=PRECISION)
+            rest = tl.dot(lo, x, rest, input_precision=PRECISION)
+        x_at += BD * x_channel.to(tl.int64)
+        w_at += BD
+    at = cam_ptr + (n * C + c) * P + p
+    tl.store(at, _settled(main, rest, PIECES), (c < C) & (p < P))
+
+
+@triton.jit
+def _spread(
+    w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Adds ``W^T . g`` of one tile of classes: of nine products of pieces, the six that count."""
+    if PIECES == 3:
+        rest = tl.dot(w_lo, g_hi, rest, input_precision=PRECISION)
+        rest = tl.dot(w_mid, g_mid, rest, input_precision=PRECISION)
+        rest = tl.dot(w_hi, g_lo, rest, input_precision=PRECISION)
+        rest = tl.dot(w_mid, g_hi, rest, input_precision=PRECISION)
+        rest = tl.dot(w_hi, g_mid, rest, input_precision=PRECISION)
+    main = tl.dot(w_hi, g_hi, main, input_precision=PRECISION)
+    return main, rest
+
+
+@triton.jit
+def _features_kernel(
+    w_ptr, g_ptr, dx_ptr, C, P, pixel_blocks, dx_channel, dx_pixel, w_piece, w_class, g_piece,
+    g_class, CLASS_BLOCKS: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    BP: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """dX alone. One program: a block of channels x a block of pixels of one image, all classes."""
+    d_blocks: tl.constexpr = tl.cdiv(D, BD)
+    program = tl.program_id(0)
+    n = (program // d_blocks // pixel_blocks).to(tl.int64)
+    d = program % d_blocks * BD + tl.arange(0, BD)[:, None]
+    p = program // d_blocks % pixel_blocks * BP + tl.arange(0, BP)[None, :]
+    main = tl.zeros((BD, BP), tl.float32)
+    rest = tl.zeros((BD, BP), tl.float32)
+    for i in range(CLASS_BLOCKS):
+        c = i * BC + tl.arange(0, BC)
+        w_at = w_ptr + c[None, :].to(tl.int64) * w_class + d
+        g_at = g_ptr + (n * C + c[:, None]) * g_class + p
+        w_hi, w_mid, w_lo = _load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
+        g_exists = (c[:, None] < C) & (p < g_class)
+        g_hi, g_mid, g_lo = _load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
+        main, rest = _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES, PRECISION)
+    dx = _narrowed(_settled(main, rest, PIECES), dx_ptr.dtype.element_ty, INTERPRETED)
+    at = dx_ptr + n * D * P + d.to(tl.int64) * dx_channel + p.to(tl.int64) * dx_pixel
+    tl.store(at, dx, (d < D) & (p < P))
+
+
+@triton.jit
+def _weight_kernel(
+    x_ptr, w_ptr, g_ptr, dx_ptr, partial_ptr, C, P, pixel_blocks, blocks, parts, x_image, x_channel,
+    x_pixel, dx_channel, dx_pixel, w_piece, w_class, g_piece, g_class, zero,
+    NEED_FEATURES: tl.constexpr, ROUNDS: tl.constexpr, D: tl.constexpr, BC: tl.constexpr,
+    BD: tl.constexpr, BP: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """A part of dW, and with NEED_FEATURES dX as well, while the gradient's tile is here.
+
+    One program: a tile of classes x a block of channels, whose dW and W stay in registers, and every
+    ``parts``-th block of pixels. Neighbouring programs read neighbouring memory.
+    """
+    d_blocks: tl.constexpr = tl.cdiv(D, BD)
+    program = tl.program_id(0)
+    part = program // d_blocks
+    d0 = program % d_blocks * BD
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    d = d0 + tl.arange(0, BD)
+    if NEED_FEATURES:
+        w_at = w_ptr + c[None, :].to(tl.int64) * w_class + d[:, None]
+        w_hi, w_mid, w_lo = _load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
+    main = tl.zeros((BC, BD), tl.float32)
+    rest = tl.zeros((BC, BD), tl.float32)
+    for i in range(ROUNDS):
+        block = part + i * parts
+        n = (block // pixel_blocks).to(tl.int64)
+        p = block % pixel_blocks * BP + tl.arange(0, BP)
+        # Parts that end a round early see no pixels.
+        g_exists = (c[:, None] < C) & (p[None, :] < g_class) & (block < blocks)
+        g_at = g_ptr + (n * C + c[:, None]) * g_class + p[None, :]
+        g_hi, g_mid, g_lo = _load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
+        inside = (p[None, :] < P) & (block < blocks)
+        if D % BD != 0:
+            inside = inside & (d[:, None] < D)
+        pixel = p[None, :].to(tl.int64)
+        x_at = x_ptr + n * x_image + d[:, None].to(tl.int64) * x_channel + pixel * x_pixel
+        x = tl.trans(_operand(tl.load(x_at, inside, 0.0), INTERPRETED))
+        if PIECES == 1:
+            main = tl.dot(g_hi, x, main, input_precision=PRECISION)
+        else:
+            begun = tl.full((BC, BD), zero, tl.float32)  # see _cam_kernel
+            main += tl.dot(g_hi, x, begun, input_precision=PRECISION)
+            rest = tl.dot(g_mid, x, rest, input_precision=PRECISION)
+            rest = tl.dot(g_lo, x, rest, input_precision=PRECISION)
+        if NEED_FEATURES:
+            dx_main = tl.zeros((BD, BP), tl.float32)
+            dx_rest = tl.zeros((BD, BP), tl.float32)
+            dx_main, dx_rest = _spread(
+                w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES, PRECISION
+            )
+            dx = _settled(dx_main, dx_rest, PIECES)
+            dx_at = dx_ptr + n * D * P + d[:, None].to(tl.int64) * dx_channel + pixel * dx_pixel
+            tl.store(dx_at, _narrowed(dx, dx_ptr.dtype.element_ty, INTERPRETED), inside)
+    at = partial_ptr + (part * C + c[:, None]).to(tl.int64) * D + d[None, :]
+    tl.store(at, _settled(main, rest, PIECES), (c[:, None] < C) & (d[None, :] < D))
+
+
+def cam(features: Tensor, weight: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """``cam[n,c,h,w] = sum over d of weight[c,d] * features[n,d,h,w]``, [N, C, H, W] float32.
+
+    Args:
+        features: [N, D, H, W] float16, bfloat16 or float32 (float64 is not served), NCHW or
+            channels_last or slices of either, read in place; other strides are copied first.
+        weight: [C, D] float32, on the same device.
+        blocks: the tile, for benchmarks; by default ``forward_blocks`` chooses.
+
+    Source: Cai et al. 2018, Eq. 7 with M_0 = 1.
+    """
+    n, d, h, w = features.shape
+    c, p = weight.shape[0], h * w
+    result = features.new_empty((n, c, h, w), dtype=torch.float32)
+    if features.numel() == 0 or c == 0:
+        return result.zero_()
+    features, strides = _in_place(features)
+    tile = blocks or forward_blocks(c, features.dtype, strides[2] == 1, p)
+    pixel_blocks = triton.cdiv(p, tile.pixels)
+    with on_device(features):
+        pieces = _pieces(weight.detach(), features.dtype, tile.channels)
+        _cam_kernel[(n * pixel_blocks * triton.cdiv(c, tile.classes),)](
+            features, pieces, result, c, p, pixel_blocks, *strides, *pieces.stride()[:2], 0.0,
+            D=d, **_constants(features.dtype, tile),
+        )  # fmt: skip
+    return result
+
+
+def cam_backward(
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    need_features: bool,
+    need_weight: bool,
+    blocks: Blocks | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``dX = W^T . grad`` and ``dW = grad . X^T``; an output that is not needed has shape (0,).
+
+    Args:
+        grad: [N, C, H, W] float32, any strides.
+        features, weight, blocks: as for ``cam``.
+
+    Returns:
+        dX [N, D, H, W] in the features' dtype, NCHW or channels_last as they are read (NCHW if they
+        had to be copied); dW [C, D] float32. With both, and up to 64 classes, one pass over the
+        features serves both; more classes make dX and dW apart, dW in tiles of 64 classes.
+
+    Source: Cai et al. 2018, Eq. 7, differentiated.
+    """
+    n, d, h, w = features.shape
+    c, p = weight.shape[0], h * w
+    of_features = features.new_empty(0)
+    of_weight = weight.new_zeros((c, d) if need_weight else (0,))
+    features, strides = _in_place(features)
+    planar = strides[2] == 1
+    if need_features:
+        layout = torch.contiguous_format if planar else torch.channels_last
+        of_features = torch.empty_like(features, memory_format=layout)
+    if features.numel() == 0 or c == 0:
+        return of_features.zero_(), of_weight
+    dtype = features.dtype
+    tile = blocks or backward_blocks(c, dtype, planar, p)
+    class_blocks, pixel_blocks = triton.cdiv(c, tile.classes), triton.cdiv(p, tile.pixels)
+    d_blocks, count = triton.cdiv(d, tile.channels), n * pixel_blocks
+    constants = _constants(dtype, tile) | {"D": d}
+    dx_strides = (p, 1) if planar else (1, d)
+    with on_device(features):
+        w_pieces = _pieces(weight.detach(), dtype, tile.channels)
+        g_pieces = _pieces(grad.detach().reshape(n * c, p), dtype, 16)
+        inner = (*w_pieces.stride()[:2], *g_pieces.stride()[:2])
+        fused = need_features and need_weight and class_blocks == 1
+        if need_features and not fused:
+            _features_kernel[(count * d_blocks,)](
+                w_pieces, g_pieces, of_features, c, p, pixel_blocks, *dx_strides, *inner,
+                CLASS_BLOCKS=class_blocks, **constants,
+            )  # fmt: skip
+        if need_weight:
+            rounds = _rounds(count, d_blocks * class_blocks)
+            parts = triton.cdiv(count, rounds)
+            partial = features.new_empty((parts, c, d), dtype=torch.float32)
+            _weight_kernel[(d_blocks * parts, class_blocks)](
+                features, w_pieces, g_pieces, of_features, partial, c, p, pixel_blocks, count, parts,
+                *strides, *dx_strides, *inner, 0.0, NEED_FEATURES=fused, ROUNDS=rounds, **constants,
+            )  # fmt: skip
+            torch.sum(partial, 0, out=of_weight)
+    return of_features, of_weight
+
+
+def _rounds(count: int, programs: int) -> int:
+    """How many blocks of pixels a program of ``_weight_kernel`` takes.
+
+    Of 1, 2, 3, 4, 6, 8, 12, ... (a number is compiled in), the least that keeps all of them within
+    BACKWARD_PROGRAMS, as long as there are pixels to share out.
+    """
+    wanted = triton.cdiv(count * programs, BACKWARD_PROGRAMS)
+    power = 1
+    while power * 2 < wanted:
+        power *= 2
+    steps = (power, power * 3 // 2, power * 2)
+    return min(next(step for step in steps if step >= wanted), count)
+
+
+def _in_place(features: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """The features, copied if need be, and their strides of image, channel and pixel, one of the
+    latter two 1 (``cxr_fast.ops.cam`` foretells the same layout)."""
+    _, d, h, w = features.shape
+    image, channel, row, column = features.stride()
+    pixel = column if w > 1 else row if h > 1 else 1
+    channel = channel if d > 1 else 1
+    rows_follow = h <= 1 or w <= 1 or row == w * column
+    in_place = rows_follow and pixel > 0 and channel > 0 and 1 in (pixel, channel)
+    if features.numel() == 0 or not in_place:
+        return features.contiguous(), (d * h * w, h * w, 1)
+    return features, (image, channel, pixel)
+
+
+def _pieces(source: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
+    """[R, L] float32 as [1 or 3, R, L'] for products with ``dtype``, L' a multiple of ``multiple``."""
+    rows, columns = source.shape
+    padded = triton.cdiv(columns, multiple) * multiple
+    count = 1 if dtype == torch.float32 else 3
+    kept = 0xFFFF0000 if dtype == torch.bfloat16 else 0xFFFFE000
+    of = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    pieces = torch.empty((count, rows, padded), dtype=of, device=source.device)
+    _pieces_kernel[(triton.cdiv(rows * padded, 1024),)](
+        source.contiguous(), pieces, rows, columns, padded,
+        KEEP=kept, PIECES=count, INTERPRETED=interpreted(), BLOCK=1024,
+    )  # fmt: skip
+    return pieces
+
+
+def _constants(dtype: torch.dtype, tile: Blocks) -> dict[str, Any]:
+    return {
+        "BC": tile.classes,
+        "BD": tile.channels,
+        "BP": tile.pixels,
+        "PIECES": 1 if dtype == torch.float32 else 3,
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "INTERPRETED": interpreted(),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
