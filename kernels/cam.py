@@ -1,17 +1,17 @@
 """``cam`` and its gradients (Eq. 7) as three skinny products that read the features once.
 
-Precision. A float32 factor is cut into three pieces by masking bits: for bfloat16 features into
-bfloat16 pieces of 8 bits each (8 + 8 + 8 = 24), for float16 features, which are exact in tf32, into
-tf32 pieces (11 + 11 + 2). Every product of a piece and a feature is then exact in a tensor core and
-sums in float32, so no input is rounded. The sums of the leading pieces are kept apart from the rest:
+Precision. For features of two bytes, a float32 factor is cut by masking bits into three bfloat16
+pieces of 8 bits each (8 + 8 + 8 = 24), and a float16 feature into two (8 + 3 = 11). Every product of
+two pieces is then exact in a tensor core and sums in float32, so no input is rounded. The sum of the
+leading pieces is kept apart from the rest:
 
 - An infinity times a piece that happens to be 0 would be NaN, so where the leading sum is not
   finite, it alone is the result, of the class (inf, -inf, NaN) that a float32 sum has.
-- Tensor cores cut each sum off instead of rounding it. The leading sum of one block of channels is
-  therefore begun at 0 and added to the total by an ordinary, rounded addition.
+- Tensor cores cut each sum off instead of rounding it. The leading sum of one block is therefore
+  begun at 0 and added to the total by an ordinary, rounded addition.
 
-Pieces hold nothing below 2^-133 (bfloat16) or 2^-136 (tf32); factors under 1e-33 lose low bits.
-float32 features are multiplied as they are ("ieee"), on the ordinary units.
+Pieces hold nothing below 2^-133, so factors under 1e-33 lose low bits. float32 features are
+multiplied as they are ("ieee"), on the ordinary units.
 
 Launches: ``cam`` 2 (weight into pieces, product); ``cam_backward`` 4 (weight and gradient into
 pieces, both gradients, sum over partial results), one more for over 64 classes. All shapes of blocks
@@ -43,32 +43,41 @@ class Blocks(NamedTuple):
 def forward_blocks(classes: int, dtype: torch.dtype, planar: bool, pixels: int) -> Blocks:
     """The tile of ``cam`` for that many classes; ``pixels`` is H * W.
 
-    Up to 256 classes share one read of the features. Rows of a tile run along the axis that is
-    contiguous, 128 bytes or more; four programs fit an SM (loads in flight: over 48 KiB an SM), and
-    wide pixel blocks because every program reads the weight's pieces anew, from L2.
+    Up to 256 classes share one read of the features. A tile's rows run along the contiguous axis,
+    128 bytes or more where registers allow, and four programs fit an SM (loads in flight: over 48
+    KiB an SM). Pixels rather than channels, since every block of pixels reads the weight anew, from
+    L2; but float16 takes more registers, cut in two as it is.
     """
     rows = _padded(classes, 256)
     if rows > 64:
         across, deep, warps, stages = 32, 32, 8, 3
-    elif dtype == torch.float32:
-        across, deep, warps, stages = 128, 32, 4, 3
-    elif planar:
-        across, deep, warps, stages = 128, 32, 4, 4
-    else:
-        across, deep, warps, stages = 64, 64, 4, 3
-    return Blocks(rows, deep, _padded(pixels, across), warps, stages)
-
-
-def backward_blocks(classes: int, dtype: torch.dtype, planar: bool, pixels: int) -> Blocks:
-    """The tile of ``cam_backward``; over 64 classes take several tiles."""
-    rows = _padded(classes, 64)
-    if dtype == torch.float32:
-        across, deep, warps, stages = 32, 32, 4, 3
     elif rows > 16:
-        across, deep, warps, stages = 32, 64, 4, 2
+        across, deep, warps, stages = 64, 32, 4, 3
+    elif dtype == torch.float16:
+        across, deep, warps, stages = 64, 32, 4, 4
+    elif planar or dtype == torch.float32:
+        across, deep, warps, stages = 128, 32, 4, 4 if dtype == torch.bfloat16 else 3
     else:
         across, deep, warps, stages = 64, 64, 4, 3
     return Blocks(rows, deep, _padded(pixels, across), warps, stages)
+
+
+def backward_blocks(
+    classes: int, dtype: torch.dtype, planar: bool, pixels: int, capability: int = 9
+) -> Blocks:
+    """The tile of ``cam_backward``; over 64 classes take several tiles.
+
+    As large as four programs an SM allow, in registers first: a tile holds pieces of W and sums of
+    dW beside those of dX. More channels mean fewer readings of the gradient, from L2, and from
+    compute capability 9 (``capability`` is the major number) 64 of them cost no more registers.
+    """
+    rows = _padded(classes, 64)
+    if rows > 16 or dtype == torch.float32:
+        across, deep = 32, 32
+    else:
+        narrow = capability < 9 or (dtype == torch.float16 and planar)
+        across, deep = 64, 32 if narrow else 64
+    return Blocks(rows, deep, _padded(pixels, across), warps=4, stages=3)
 
 
 # About four programs for each of the 132 SMs of an H100; each holds 64 channels of dW in registers
@@ -83,11 +92,9 @@ def _padded(size: int, at_most: int) -> int:
 
 @triton.jit
 def _operand(x, INTERPRETED: tl.constexpr):
-    """``x`` as tl.dot takes it: float16 widened to tf32, exactly; the interpreter has no bfloat16."""
+    """``x`` as tl.dot takes it; the interpreter has no products in bfloat16."""
     if INTERPRETED and x.dtype == tl.bfloat16:
         x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif x.dtype == tl.float16:
-        x = x.to(tl.float32)
     return x
 
 
@@ -112,7 +119,7 @@ def _settled(main, rest, PIECES: tl.constexpr):
 
 @triton.jit
 def _pieces_kernel(
-    source_ptr, pieces_ptr, rows, columns, padded, KEEP: tl.constexpr, PIECES: tl.constexpr,
+    source_ptr, pieces_ptr, rows, columns, padded, PIECES: tl.constexpr,
     INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """[rows, columns] float32 to [PIECES, rows, padded], zeros in the padding."""
@@ -125,15 +132,14 @@ def _pieces_kernel(
     else:
         # A NaN stays one (its set bits may all be low ones), and leaves no rest; nor does infinity.
         bits = v.to(tl.uint32, bitcast=True)
-        bits = tl.where(v != v, bits | 0x400000, bits) & KEEP
+        bits = tl.where(v != v, bits | 0x400000, bits) & 0xFFFF0000
         hi = bits.to(tl.float32, bitcast=True)
         rest = tl.where(tl.abs(v) < float("inf"), v - hi, 0.0)
-        mid = (rest.to(tl.uint32, bitcast=True) & KEEP).to(tl.float32, bitcast=True)
-        dtype = pieces_ptr.dtype.element_ty
+        mid = (rest.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
         size = rows.to(tl.int64) * padded
-        tl.store(pieces_ptr + at, _narrowed(hi, dtype, INTERPRETED), exists)
-        tl.store(pieces_ptr + size + at, _narrowed(mid, dtype, INTERPRETED), exists)
-        tl.store(pieces_ptr + 2 * size + at, _narrowed(rest - mid, dtype, INTERPRETED), exists)
+        tl.store(pieces_ptr + at, _narrowed(hi, tl.bfloat16, INTERPRETED), exists)
+        tl.store(pieces_ptr + size + at, _narrowed(mid, tl.bfloat16, INTERPRETED), exists)
+        tl.store(pieces_ptr + 2 * size + at, _narrowed(rest - mid, tl.bfloat16, INTERPRETED), exists)
 
 
 @triton.jit
@@ -148,10 +154,35 @@ def _load_pieces(at, piece, exists, PIECES: tl.constexpr, INTERPRETED: tl.conste
 
 
 @triton.jit
+def _product(hi, mid, lo, x, main, rest, zero, PIECES: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Adds the product of a factor in pieces and the features; ``zero`` is 0.0."""
+    if PIECES == 1:
+        main = tl.dot(hi, x, main, input_precision="ieee")
+    else:
+        # A zero that the compiler cannot see: it would make the total the accumulator.
+        begun = tl.full(main.shape, zero, tl.float32)
+        if x.dtype == tl.float16:
+            wide = x.to(tl.float32)
+            x = _narrowed(wide, tl.bfloat16, INTERPRETED)
+            x_hi = _operand(x, INTERPRETED)
+            left = wide - x_hi.to(tl.float32)  # NaN for an infinity, whose leading sum counts
+            x_lo = _operand(_narrowed(left, tl.bfloat16, INTERPRETED), INTERPRETED)
+            rest = tl.dot(lo, x_lo, rest)
+            rest = tl.dot(mid, x_lo, rest)
+            rest = tl.dot(hi, x_lo, rest)
+        else:
+            x_hi = _operand(x, INTERPRETED)
+        main += tl.dot(hi, x_hi, begun)
+        rest = tl.dot(lo, x_hi, rest)
+        rest = tl.dot(mid, x_hi, rest)
+    return main, rest
+
+
+@triton.jit
 def _cam_kernel(
     x_ptr, w_ptr, cam_ptr, C, P, pixel_blocks, x_image, x_channel, x_pixel, w_piece, w_class, zero,
     D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr, PIECES: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of classes x a block of pixels of one image, over all D channels."""
     tiles = tl.cdiv(C, BC)
@@ -168,34 +199,25 @@ def _cam_kernel(
         inside = p < P
         if D % BD != 0:
             inside = inside & (d[:, None] < D - i * BD)
-        x = _operand(tl.load(x_at, inside, 0.0), INTERPRETED)
+        x = tl.load(x_at, inside, 0.0)
         hi, mid, lo = _load_pieces(w_at, w_piece, c < C, PIECES, INTERPRETED)
-        if PIECES == 1:
-            main = tl.dot(hi, x, main, input_precision=PRECISION)
-        else:
-            # A zero that the compiler cannot see: it would make the total the accumulator.
-            begun = tl.full((BC, BP), zero, tl.float32)
-            main += tl.dot(hi, x, begun, input_precision=PRECISION)
-            rest = tl.dot(mid, x, rest, input_precision=PRECISION)
-            rest = tl.dot(lo, x, rest, input_precision=PRECISION)
-        x_at += BD * x_channel.to(tl.int64)
+        main, rest = _product(hi, mid, lo, x, main, rest, zero, PIECES, INTERPRETED)
+        x_at += BD * tl.cast(x_channel, tl.int64)
         w_at += BD
     at = cam_ptr + (n * C + c) * P + p
     tl.store(at, _settled(main, rest, PIECES), (c < C) & (p < P))
 
 
 @triton.jit
-def _spread(
-    w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
+def _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES: tl.constexpr):
     """Adds ``W^T . g`` of one tile of classes: of nine products of pieces, the six that count."""
     if PIECES == 3:
-        rest = tl.dot(w_lo, g_hi, rest, input_precision=PRECISION)
-        rest = tl.dot(w_mid, g_mid, rest, input_precision=PRECISION)
-        rest = tl.dot(w_hi, g_lo, rest, input_precision=PRECISION)
-        rest = tl.dot(w_mid, g_hi, rest, input_precision=PRECISION)
-        rest = tl.dot(w_hi, g_mid, rest, input_precision=PRECISION)
-    main = tl.dot(w_hi, g_hi, main, input_precision=PRECISION)
+        rest = tl.dot(w_lo, g_hi, rest)
+        rest = tl.dot(w_mid, g_mid, rest)
+        rest = tl.dot(w_hi, g_lo, rest)
+        rest = tl.dot(w_mid, g_hi, rest)
+        rest = tl.dot(w_hi, g_mid, rest)
+    main = tl.dot(w_hi, g_hi, main, input_precision="ieee")
     return main, rest
 
 
@@ -203,7 +225,7 @@ def _spread(
 def _features_kernel(
     w_ptr, g_ptr, dx_ptr, C, P, pixel_blocks, dx_channel, dx_pixel, w_piece, w_class, g_piece,
     g_class, CLASS_BLOCKS: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
-    BP: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    BP: tl.constexpr, PIECES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dX alone. One program: a block of channels x a block of pixels of one image, all classes."""
     d_blocks: tl.constexpr = tl.cdiv(D, BD)
@@ -220,7 +242,7 @@ def _features_kernel(
         w_hi, w_mid, w_lo = _load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
         g_exists = (c[:, None] < C) & (p < g_class)
         g_hi, g_mid, g_lo = _load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
-        main, rest = _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES, PRECISION)
+        main, rest = _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES)
     dx = _narrowed(_settled(main, rest, PIECES), dx_ptr.dtype.element_ty, INTERPRETED)
     at = dx_ptr + n * D * P + d.to(tl.int64) * dx_channel + p.to(tl.int64) * dx_pixel
     tl.store(at, dx, (d < D) & (p < P))
@@ -231,7 +253,7 @@ def _weight_kernel(
     x_ptr, w_ptr, g_ptr, dx_ptr, partial_ptr, C, P, pixel_blocks, blocks, parts, x_image, x_channel,
     x_pixel, dx_channel, dx_pixel, w_piece, w_class, g_piece, g_class, zero,
     NEED_FEATURES: tl.constexpr, ROUNDS: tl.constexpr, D: tl.constexpr, BC: tl.constexpr,
-    BD: tl.constexpr, BP: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr,
+    BD: tl.constexpr, BP: tl.constexpr, PIECES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """A part of dW, and with NEED_FEATURES dX as well, while the gradient's tile is here.
@@ -258,28 +280,24 @@ def _weight_kernel(
         g_exists = (c[:, None] < C) & (p[None, :] < g_class) & (block < blocks)
         g_at = g_ptr + (n * C + c[:, None]) * g_class + p[None, :]
         g_hi, g_mid, g_lo = _load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
-        inside = (p[None, :] < P) & (block < blocks)
+        pixel = p.to(tl.int64)
+        inside = (p[:, None] < P) & (block < blocks)
         if D % BD != 0:
-            inside = inside & (d[:, None] < D)
-        pixel = p[None, :].to(tl.int64)
-        x_at = x_ptr + n * x_image + d[:, None].to(tl.int64) * x_channel + pixel * x_pixel
-        x = tl.trans(_operand(tl.load(x_at, inside, 0.0), INTERPRETED))
-        if PIECES == 1:
-            main = tl.dot(g_hi, x, main, input_precision=PRECISION)
-        else:
-            begun = tl.full((BC, BD), zero, tl.float32)  # see _cam_kernel
-            main += tl.dot(g_hi, x, begun, input_precision=PRECISION)
-            rest = tl.dot(g_mid, x, rest, input_precision=PRECISION)
-            rest = tl.dot(g_lo, x, rest, input_precision=PRECISION)
+            inside = inside & (d[None, :] < D)
+        x_at = x_ptr + n * x_image + pixel[:, None] * x_pixel + d[None, :].to(tl.int64) * x_channel
+        x = tl.load(x_at, inside, 0.0)
+        main, rest = _product(g_hi, g_mid, g_lo, x, main, rest, zero, PIECES, INTERPRETED)
         if NEED_FEATURES:
             dx_main = tl.zeros((BD, BP), tl.float32)
             dx_rest = tl.zeros((BD, BP), tl.float32)
             dx_main, dx_rest = _spread(
-                w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES, PRECISION
+                w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES
             )
             dx = _settled(dx_main, dx_rest, PIECES)
-            dx_at = dx_ptr + n * D * P + d[:, None].to(tl.int64) * dx_channel + pixel * dx_pixel
-            tl.store(dx_at, _narrowed(dx, dx_ptr.dtype.element_ty, INTERPRETED), inside)
+            of_channel = d[:, None].to(tl.int64) * dx_channel
+            dx_at = dx_ptr + n * D * P + of_channel + pixel[None, :] * dx_pixel
+            exists = (p[None, :] < P) & (block < blocks) & (d[:, None] < D)
+            tl.store(dx_at, _narrowed(dx, dx_ptr.dtype.element_ty, INTERPRETED), exists)
     at = partial_ptr + (part * C + c[:, None]).to(tl.int64) * D + d[None, :]
     tl.store(at, _settled(main, rest, PIECES), (c[:, None] < C) & (d[None, :] < D))
 
@@ -345,7 +363,8 @@ def cam_backward(
     if features.numel() == 0 or c == 0:
         return of_features.zero_(), of_weight
     dtype = features.dtype
-    tile = blocks or backward_blocks(c, dtype, planar, p)
+    capability = torch.cuda.get_device_capability(grad.device)[0] if grad.is_cuda else 9
+    tile = blocks or backward_blocks(c, dtype, planar, p, capability)
     class_blocks, pixel_blocks = triton.cdiv(c, tile.classes), triton.cdiv(p, tile.pixels)
     d_blocks, count = triton.cdiv(d, tile.channels), n * pixel_blocks
     constants = _constants(dtype, tile) | {"D": d}
@@ -405,12 +424,11 @@ def _pieces(source: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
     rows, columns = source.shape
     padded = triton.cdiv(columns, multiple) * multiple
     count = 1 if dtype == torch.float32 else 3
-    kept = 0xFFFF0000 if dtype == torch.bfloat16 else 0xFFFFE000
-    of = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    of = torch.float32 if count == 1 else torch.bfloat16
     pieces = torch.empty((count, rows, padded), dtype=of, device=source.device)
     _pieces_kernel[(triton.cdiv(rows * padded, 1024),)](
         source.contiguous(), pieces, rows, columns, padded,
-        KEEP=kept, PIECES=count, INTERPRETED=interpreted(), BLOCK=1024,
+        PIECES=count, INTERPRETED=interpreted(), BLOCK=1024,
     )  # fmt: skip
     return pieces
 
@@ -421,7 +439,6 @@ def _constants(dtype: torch.dtype, tile: Blocks) -> dict[str, Any]:
         "BD": tile.channels,
         "BP": tile.pixels,
         "PIECES": 1 if dtype == torch.float32 else 3,
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "INTERPRETED": interpreted(),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
