@@ -62,9 +62,7 @@ def forward_blocks(classes: int, dtype: torch.dtype, planar: bool, pixels: int) 
     return Blocks(rows, deep, _padded(pixels, across), warps, stages)
 
 
-def backward_blocks(
-    classes: int, dtype: torch.dtype, planar: bool, pixels: int, capability: int = 9
-) -> Blocks:
+def backward_blocks(classes: int, dtype: torch.dtype, pixels: int, capability: int = 9) -> Blocks:
     """The tile of ``cam_backward``; over 64 classes take several tiles.
 
     As large as four programs an SM allow, in registers first: a tile holds pieces of W and sums of
@@ -75,8 +73,7 @@ def backward_blocks(
     if rows > 16 or dtype == torch.float32:
         across, deep = 32, 32
     else:
-        narrow = capability < 9 or (dtype == torch.float16 and planar)
-        across, deep = 64, 32 if narrow else 64
+        across, deep = 64, 32 if capability < 9 or dtype == torch.float16 else 64
     return Blocks(rows, deep, _padded(pixels, across), warps=4, stages=3)
 
 
@@ -87,7 +84,7 @@ BACKWARD_PROGRAMS = 528
 
 def _padded(size: int, at_most: int) -> int:
     """The power of two that holds ``size``, 16 (the least of tl.dot) to ``at_most``."""
-    return min(max(triton.next_power_of_2(size), 16), at_most)
+    return min(max(int(triton.next_power_of_2(size)), 16), at_most)
 
 
 @triton.jit
@@ -227,7 +224,7 @@ def _features_kernel(
     g_class, CLASS_BLOCKS: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
     BP: tl.constexpr, PIECES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """dX alone. One program: a block of channels x a block of pixels of one image, all classes."""
+    """Makes dX alone. One program: a block of channels x a block of pixels of an image, all classes."""
     d_blocks: tl.constexpr = tl.cdiv(D, BD)
     program = tl.program_id(0)
     n = (program // d_blocks // pixel_blocks).to(tl.int64)
@@ -290,9 +287,7 @@ def _weight_kernel(
         if NEED_FEATURES:
             dx_main = tl.zeros((BD, BP), tl.float32)
             dx_rest = tl.zeros((BD, BP), tl.float32)
-            dx_main, dx_rest = _spread(
-                w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES
-            )
+            dx_main, dx_rest = _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES)
             dx = _settled(dx_main, dx_rest, PIECES)
             of_channel = d[:, None].to(tl.int64) * dx_channel
             dx_at = dx_ptr + n * D * P + of_channel + pixel[None, :] * dx_pixel
@@ -364,7 +359,7 @@ def cam_backward(
         return of_features.zero_(), of_weight
     dtype = features.dtype
     capability = torch.cuda.get_device_capability(grad.device)[0] if grad.is_cuda else 9
-    tile = blocks or backward_blocks(c, dtype, planar, p, capability)
+    tile = blocks or backward_blocks(c, dtype, p, capability)
     class_blocks, pixel_blocks = triton.cdiv(c, tile.classes), triton.cdiv(p, tile.pixels)
     d_blocks, count = triton.cdiv(d, tile.channels), n * pixel_blocks
     constants = _constants(dtype, tile) | {"D": d}
@@ -406,8 +401,10 @@ def _rounds(count: int, programs: int) -> int:
 
 
 def _in_place(features: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """The features, copied if need be, and their strides of image, channel and pixel, one of the
-    latter two 1 (``cxr_fast.ops.cam`` foretells the same layout)."""
+    """The features, copied if need be, and their strides of image, channel and pixel.
+
+    One of the latter two is 1; ``cxr_fast.ops.cam`` foretells the same layout.
+    """
     _, d, h, w = features.shape
     image, channel, row, column = features.stride()
     pixel = column if w > 1 else row if h > 1 else 1

@@ -124,7 +124,7 @@ def _number_kernel(parent_ptr, upto_ptr, label_ptr, area, blocks, BLOCK: tl.cons
 @triton.jit
 def _label_kernel(parent_ptr, label_ptr, area, blocks, BLOCK: tl.constexpr):
     """Every pixel takes the label of its root, which no program writes any more."""
-    image, block, i = _place(blocks, BLOCK)
+    image, _, i = _place(blocks, BLOCK)
     forest = parent_ptr + image * area
     root = tl.load(forest + i, i < area, -1)
     child = (root >= 0) & (root != i)
@@ -160,9 +160,7 @@ def label_components(mask: Tensor, connectivity: int) -> Tensor:
     grid = (images * blocks,)
     with on_device(mask):
         _runs_kernel[grid](mask, parent, area, width, blocks, BLOCK=BLOCK)
-        _joins_kernel[grid](
-            mask, parent, area, width, blocks, CONNECTIVITY=connectivity, BLOCK=BLOCK
-        )
+        _joins_kernel[grid](mask, parent, area, width, blocks, CONNECTIVITY=connectivity, BLOCK=BLOCK)
         _count_kernel[grid](parent, count, area, blocks, BLOCK=BLOCK)
         upto = count.cumsum(1, dtype=torch.int32)
         _number_kernel[grid](parent, upto, labels, area, blocks, BLOCK=BLOCK)
