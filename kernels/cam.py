@@ -1,17 +1,6 @@
 """``cam`` and its gradients (Eq. 7) as three skinny products that read the features once.
 
-Precision. For features of two bytes, a float32 factor is cut by masking bits into three bfloat16
-pieces of 8 bits each (8 + 8 + 8 = 24), and a float16 feature into two (8 + 3 = 11). Every product of
-two pieces is then exact in a tensor core and sums in float32, so no input is rounded. The sum of the
-leading pieces is kept apart from the rest:
-
-- An infinity times a piece that happens to be 0 would be NaN, so where the leading sum is not
-  finite, it alone is the result, of the class (inf, -inf, NaN) that a float32 sum has.
-- Tensor cores cut each sum off instead of rounding it. The leading sum of one block is therefore
-  begun at 0 and added to the total by an ordinary, rounded addition.
-
-Pieces hold nothing below 2^-133, so factors under 1e-33 lose low bits. float32 features are
-multiplied as they are ("ieee"), on the ordinary units.
+Factors of float32 are taken to tensor cores as ``pieces.py`` says, without rounding any input.
 
 Launches: ``cam`` 2 (weight into pieces, product); ``cam_backward`` 4 (weight and gradient into
 pieces, both gradients, sum over partial results), one more for over 64 classes. All shapes of blocks
@@ -28,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import interpreted, on_device
+from .pieces import load_pieces, narrowed, pieces_of, product, settled, spread
 
 
 class Blocks(NamedTuple):
@@ -88,94 +78,6 @@ def _padded(size: int, at_most: int) -> int:
 
 
 @triton.jit
-def _operand(x, INTERPRETED: tl.constexpr):
-    """``x`` as tl.dot takes it; the interpreter has no products in bfloat16."""
-    if INTERPRETED and x.dtype == tl.bfloat16:
-        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return x
-
-
-@triton.jit
-def _narrowed(x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
-    """float32 rounded to nearest even; the interpreter would cut bfloat16 off."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        bits = tl.where(x != x, bits | 0x400000, bits + 0x7FFF + ((bits >> 16) & 1))
-        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        return x.to(DTYPE)
-
-
-@triton.jit
-def _settled(main, rest, PIECES: tl.constexpr):
-    """The sum of leading and other pieces, or the leading alone where that is not finite."""
-    if PIECES == 3:
-        main = tl.where(tl.abs(main) < float("inf"), main + rest, main)
-    return main
-
-
-@triton.jit
-def _pieces_kernel(
-    source_ptr, pieces_ptr, rows, columns, padded, PIECES: tl.constexpr,
-    INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """[rows, columns] float32 to [PIECES, rows, padded], zeros in the padding."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row, column = at // padded, at % padded
-    exists = row < rows
-    v = tl.load(source_ptr + row * columns + column, exists & (column < columns), 0.0)
-    if PIECES == 1:
-        tl.store(pieces_ptr + at, v, exists)
-    else:
-        # A NaN stays one (its set bits may all be low ones), and leaves no rest; nor does infinity.
-        bits = v.to(tl.uint32, bitcast=True)
-        bits = tl.where(v != v, bits | 0x400000, bits) & 0xFFFF0000
-        hi = bits.to(tl.float32, bitcast=True)
-        rest = tl.where(tl.abs(v) < float("inf"), v - hi, 0.0)
-        mid = (rest.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
-        size = rows.to(tl.int64) * padded
-        tl.store(pieces_ptr + at, _narrowed(hi, tl.bfloat16, INTERPRETED), exists)
-        tl.store(pieces_ptr + size + at, _narrowed(mid, tl.bfloat16, INTERPRETED), exists)
-        tl.store(pieces_ptr + 2 * size + at, _narrowed(rest - mid, tl.bfloat16, INTERPRETED), exists)
-
-
-@triton.jit
-def _load_pieces(at, piece, exists, PIECES: tl.constexpr, INTERPRETED: tl.constexpr):
-    """A tile of hi, mid and lo, as operands; three times the same where there is one piece."""
-    hi = _operand(tl.load(at, exists, 0.0), INTERPRETED)
-    mid, lo = hi, hi
-    if PIECES == 3:
-        mid = _operand(tl.load(at + piece, exists, 0.0), INTERPRETED)
-        lo = _operand(tl.load(at + 2 * piece, exists, 0.0), INTERPRETED)
-    return hi, mid, lo
-
-
-@triton.jit
-def _product(hi, mid, lo, x, main, rest, zero, PIECES: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Adds the product of a factor in pieces and the features; ``zero`` is 0.0."""
-    if PIECES == 1:
-        main = tl.dot(hi, x, main, input_precision="ieee")
-    else:
-        # A zero that the compiler cannot see: it would make the total the accumulator.
-        begun = tl.full(main.shape, zero, tl.float32)
-        if x.dtype == tl.float16:
-            wide = x.to(tl.float32)
-            x = _narrowed(wide, tl.bfloat16, INTERPRETED)
-            x_hi = _operand(x, INTERPRETED)
-            left = wide - x_hi.to(tl.float32)  # NaN for an infinity, whose leading sum counts
-            x_lo = _operand(_narrowed(left, tl.bfloat16, INTERPRETED), INTERPRETED)
-            rest = tl.dot(lo, x_lo, rest)
-            rest = tl.dot(mid, x_lo, rest)
-            rest = tl.dot(hi, x_lo, rest)
-        else:
-            x_hi = _operand(x, INTERPRETED)
-        main += tl.dot(hi, x_hi, begun)
-        rest = tl.dot(lo, x_hi, rest)
-        rest = tl.dot(mid, x_hi, rest)
-    return main, rest
-
-
-@triton.jit
 def _cam_kernel(
     x_ptr, w_ptr, cam_ptr, C, P, pixel_blocks, x_image, x_channel, x_pixel, w_piece, w_class, zero,
     D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr, PIECES: tl.constexpr,
@@ -197,25 +99,12 @@ def _cam_kernel(
         if D % BD != 0:
             inside = inside & (d[:, None] < D - i * BD)
         x = tl.load(x_at, inside, 0.0)
-        hi, mid, lo = _load_pieces(w_at, w_piece, c < C, PIECES, INTERPRETED)
-        main, rest = _product(hi, mid, lo, x, main, rest, zero, PIECES, INTERPRETED)
+        hi, mid, lo = load_pieces(w_at, w_piece, c < C, PIECES, INTERPRETED)
+        main, rest = product(hi, mid, lo, x, main, rest, zero, PIECES, INTERPRETED)
         x_at += BD * tl.cast(x_channel, tl.int64)
         w_at += BD
     at = cam_ptr + (n * C + c) * P + p
-    tl.store(at, _settled(main, rest, PIECES), (c < C) & (p < P))
-
-
-@triton.jit
-def _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES: tl.constexpr):
-    """Adds ``W^T . g`` of one tile of classes: of nine products of pieces, the six that count."""
-    if PIECES == 3:
-        rest = tl.dot(w_lo, g_hi, rest)
-        rest = tl.dot(w_mid, g_mid, rest)
-        rest = tl.dot(w_hi, g_lo, rest)
-        rest = tl.dot(w_mid, g_hi, rest)
-        rest = tl.dot(w_hi, g_mid, rest)
-    main = tl.dot(w_hi, g_hi, main, input_precision="ieee")
-    return main, rest
+    tl.store(at, settled(main, rest, PIECES), (c < C) & (p < P))
 
 
 @triton.jit
@@ -236,11 +125,11 @@ def _features_kernel(
         c = i * BC + tl.arange(0, BC)
         w_at = w_ptr + c[None, :].to(tl.int64) * w_class + d
         g_at = g_ptr + (n * C + c[:, None]) * g_class + p
-        w_hi, w_mid, w_lo = _load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
+        w_hi, w_mid, w_lo = load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
         g_exists = (c[:, None] < C) & (p < g_class)
-        g_hi, g_mid, g_lo = _load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
-        main, rest = _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES)
-    dx = _narrowed(_settled(main, rest, PIECES), dx_ptr.dtype.element_ty, INTERPRETED)
+        g_hi, g_mid, g_lo = load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
+        main, rest = spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, main, rest, PIECES)
+    dx = narrowed(settled(main, rest, PIECES), dx_ptr.dtype.element_ty, INTERPRETED)
     at = dx_ptr + n * D * P + d.to(tl.int64) * dx_channel + p.to(tl.int64) * dx_pixel
     tl.store(at, dx, (d < D) & (p < P))
 
@@ -266,7 +155,7 @@ def _weight_kernel(
     d = d0 + tl.arange(0, BD)
     if NEED_FEATURES:
         w_at = w_ptr + c[None, :].to(tl.int64) * w_class + d[:, None]
-        w_hi, w_mid, w_lo = _load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
+        w_hi, w_mid, w_lo = load_pieces(w_at, w_piece, c[None, :] < C, PIECES, INTERPRETED)
     main = tl.zeros((BC, BD), tl.float32)
     rest = tl.zeros((BC, BD), tl.float32)
     for i in range(ROUNDS):
@@ -276,25 +165,25 @@ def _weight_kernel(
         # Parts that end a round early see no pixels.
         g_exists = (c[:, None] < C) & (p[None, :] < g_class) & (block < blocks)
         g_at = g_ptr + (n * C + c[:, None]) * g_class + p[None, :]
-        g_hi, g_mid, g_lo = _load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
+        g_hi, g_mid, g_lo = load_pieces(g_at, g_piece, g_exists, PIECES, INTERPRETED)
         pixel = p.to(tl.int64)
         inside = (p[:, None] < P) & (block < blocks)
         if D % BD != 0:
             inside = inside & (d[None, :] < D)
         x_at = x_ptr + n * x_image + pixel[:, None] * x_pixel + d[None, :].to(tl.int64) * x_channel
         x = tl.load(x_at, inside, 0.0)
-        main, rest = _product(g_hi, g_mid, g_lo, x, main, rest, zero, PIECES, INTERPRETED)
+        main, rest = product(g_hi, g_mid, g_lo, x, main, rest, zero, PIECES, INTERPRETED)
         if NEED_FEATURES:
             dx_main = tl.zeros((BD, BP), tl.float32)
             dx_rest = tl.zeros((BD, BP), tl.float32)
-            dx_main, dx_rest = _spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES)
-            dx = _settled(dx_main, dx_rest, PIECES)
+            dx_main, dx_rest = spread(w_hi, w_mid, w_lo, g_hi, g_mid, g_lo, dx_main, dx_rest, PIECES)
+            dx = settled(dx_main, dx_rest, PIECES)
             of_channel = d[:, None].to(tl.int64) * dx_channel
             dx_at = dx_ptr + n * D * P + of_channel + pixel[None, :] * dx_pixel
             exists = (p[None, :] < P) & (block < blocks) & (d[:, None] < D)
-            tl.store(dx_at, _narrowed(dx, dx_ptr.dtype.element_ty, INTERPRETED), exists)
+            tl.store(dx_at, narrowed(dx, dx_ptr.dtype.element_ty, INTERPRETED), exists)
     at = partial_ptr + (part * C + c[:, None]).to(tl.int64) * D + d[None, :]
-    tl.store(at, _settled(main, rest, PIECES), (c[:, None] < C) & (d[None, :] < D))
+    tl.store(at, settled(main, rest, PIECES), (c[:, None] < C) & (d[None, :] < D))
 
 
 def cam(features: Tensor, weight: Tensor, blocks: Blocks | None = None) -> Tensor:
@@ -317,7 +206,7 @@ def cam(features: Tensor, weight: Tensor, blocks: Blocks | None = None) -> Tenso
     tile = blocks or forward_blocks(c, features.dtype, strides[2] == 1, p)
     pixel_blocks = triton.cdiv(p, tile.pixels)
     with on_device(features):
-        pieces = _pieces(weight.detach(), features.dtype, tile.channels)
+        pieces = pieces_of(weight.detach(), features.dtype, tile.channels)
         _cam_kernel[(n * pixel_blocks * triton.cdiv(c, tile.classes),)](
             features, pieces, result, c, p, pixel_blocks, *strides, *pieces.stride()[:2], 0.0,
             D=d, **_constants(features.dtype, tile),
@@ -349,14 +238,14 @@ def cam_backward(
     n, d, h, w = features.shape
     c, p = weight.shape[0], h * w
     of_features = features.new_empty(0)
-    of_weight = weight.new_zeros((c, d) if need_weight else (0,))
+    of_weight = weight.new_empty((c, d) if need_weight else (0,))
     features, strides = _in_place(features)
     planar = strides[2] == 1
     if need_features:
         layout = torch.contiguous_format if planar else torch.channels_last
         of_features = torch.empty_like(features, memory_format=layout)
     if features.numel() == 0 or c == 0:
-        return of_features.zero_(), of_weight
+        return of_features.zero_(), of_weight.zero_()
     dtype = features.dtype
     capability = torch.cuda.get_device_capability(grad.device)[0] if grad.is_cuda else 9
     tile = blocks or backward_blocks(c, dtype, p, capability)
@@ -365,8 +254,8 @@ def cam_backward(
     constants = _constants(dtype, tile) | {"D": d}
     dx_strides = (p, 1) if planar else (1, d)
     with on_device(features):
-        w_pieces = _pieces(weight.detach(), dtype, tile.channels)
-        g_pieces = _pieces(grad.detach().reshape(n * c, p), dtype, 16)
+        w_pieces = pieces_of(weight.detach(), dtype, tile.channels)
+        g_pieces = pieces_of(grad.detach().reshape(n * c, p), dtype, 16)
         inner = (*w_pieces.stride()[:2], *g_pieces.stride()[:2])
         fused = need_features and need_weight and class_blocks == 1
         if need_features and not fused:
@@ -414,20 +303,6 @@ def _in_place(features: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     if features.numel() == 0 or not in_place:
         return features.contiguous(), (d * h * w, h * w, 1)
     return features, (image, channel, pixel)
-
-
-def _pieces(source: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
-    """[R, L] float32 as [1 or 3, R, L'] for products with ``dtype``, L' a multiple of ``multiple``."""
-    rows, columns = source.shape
-    padded = triton.cdiv(columns, multiple) * multiple
-    count = 1 if dtype == torch.float32 else 3
-    of = torch.float32 if count == 1 else torch.bfloat16
-    pieces = torch.empty((count, rows, padded), dtype=of, device=source.device)
-    _pieces_kernel[(triton.cdiv(rows * padded, 1024),)](
-        source.contiguous(), pieces, rows, columns, padded,
-        PIECES=count, INTERPRETED=interpreted(), BLOCK=1024,
-    )  # fmt: skip
-    return pieces
 
 
 def _constants(dtype: torch.dtype, tile: Blocks) -> dict[str, Any]:

@@ -74,6 +74,11 @@ def test_fourteen_classes(
         on_tensor_cores = re.search(r"(mma\.sync|wgmma|tcgen05\.mma)\S*\.bf16", compiled.ptx)
         assert bool(on_tensor_cores) == (dtype != torch.float32)
         assert "tf32" not in compiled.ptx
+        if compiled.name == "_cam_kernel" and on_tensor_cores:
+            # Each thread adds every block's sum to its totals, and the rest to them at the end.
+            tile = launch.arguments["BC"] * launch.arguments["BP"] // 128
+            additions = re.findall(r"\tadd(?:\.rn)?\.f32(x2)?", compiled.ptx)
+            assert sum(2 if pair else 1 for pair in additions) >= 2 * tile
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

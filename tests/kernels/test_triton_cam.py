@@ -134,19 +134,27 @@ def test_two_byte_gradients_round_to_nearest_even(dtype: torch.dtype, device: st
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_count_to_the_last_bit(dtype: torch.dtype, device: str) -> None:
-    """Sums whose leading pieces cancel: what is left stands in the lowest bits of the weight."""
+def test_factors_count_to_the_last_bit(dtype: torch.dtype, device: str) -> None:
+    """Sums whose leading bits cancel: what is left stood in the lowest bits of weight or gradient."""
     torch.manual_seed(4)
-    weight = 1 + torch.rand(14, 1)
-    nudged = (weight.view(torch.int32) ^ torch.randint(1, 8, (14, 1), dtype=torch.int32)).view_as(
-        weight
-    )
-    pair = torch.cat((weight, nudged.view(torch.float32)), 1).to(device)
-    features = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).to(device, dtype)
-    expected = (pair[:, 0] - pair[:, 1]).view(1, 14, 1, 1)
-    assert torch.equal(kernels.cam(features, pair), expected)
-    dx, _ = kernels.cam_backward(expected.clone(), features, pair, True, False)
-    assert dx.isfinite().all()
+    first = 1 + torch.rand(14)
+    nudged = first.view(torch.int32) ^ torch.randint(1, 8, (14,), dtype=torch.int32)
+    pair = torch.stack((first, nudged.view(torch.float32)), 1).to(device)  # [14, 2]
+    left = pair[:, 0] - pair[:, 1]
+    signs = torch.tensor([1.0, -1.0]).to(device)
+    across = signs.to(dtype).view(1, 2, 1, 1)
+    assert torch.equal(kernels.cam(across, pair), left.view(1, 14, 1, 1))
+    # The weight's bits in dX, the gradient's in dX, and the gradient's in dW.
+    features = torch.zeros(1, 14, 1, 1).to(device, dtype)
+    dx, _ = kernels.cam_backward(signs.view(1, 2, 1, 1), features, pair.t(), True, False)
+    assert torch.equal(dx.flatten(), left.to(dtype))
+    features = torch.zeros(1, 1, 1, 14).to(device, dtype)
+    grad = pair.t().reshape(1, 2, 1, 14)
+    dx, _ = kernels.cam_backward(grad, features, signs.view(2, 1), True, False)
+    assert torch.equal(dx.flatten(), left.to(dtype))
+    features, grad = across.view(1, 1, 1, 2), pair.view(1, 14, 1, 2)
+    _, dw = kernels.cam_backward(grad, features, pair[:, :1], False, True)
+    assert torch.equal(dw.flatten(), left)
 
 
 def classes_of(values: torch.Tensor) -> torch.Tensor:
