@@ -64,11 +64,12 @@ def _pieces_kernel(
     if PIECES == 1:
         tl.store(pieces_ptr + at, v, exists)
     else:
-        # A NaN stays one (its set bits may all be low ones), and leaves no rest; nor does infinity.
+        # A NaN stays one, though its set bits may all be low ones. The rest of an infinity is NaN, but
+        # its leading sum counts alone.
         bits = v.to(tl.uint32, bitcast=True)
         bits = tl.where(v != v, bits | 0x400000, bits) & 0xFFFF0000
         hi = bits.to(tl.float32, bitcast=True)
-        rest = tl.where(tl.abs(v) < float("inf"), v - hi, 0.0)
+        rest = v - hi
         mid = (rest.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
         size = rows.to(tl.int64) * padded
         tl.store(pieces_ptr + at, narrowed(hi, tl.bfloat16, INTERPRETED), exists)

@@ -77,6 +77,18 @@ def test_any_tile_gives_the_product(tile: tuple[int, ...], device: str) -> None:
     check(features, weight, torch.randn(2, 20, 5, 9).to(device), kernels.Blocks(*tile))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_programs_that_take_several_blocks_of_pixels(
+    dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "BACKWARD_PROGRAMS", 3)
+    torch.manual_seed(6)
+    # What lies beyond the last image must not be read, nor written in dX.
+    features = torch.randn(7, 33, 5, 9).to(device, dtype)
+    features[5:] = torch.nan
+    check(features[:5], torch.randn(3, 33).to(device), torch.randn(5, 3, 5, 9).to(device))
+
+
 def test_slices_and_other_strides(device: str) -> None:
     torch.manual_seed(2)
     big = torch.randn(3, 30, 6, 8).to(device).bfloat16()
@@ -97,6 +109,18 @@ def test_slices_and_other_strides(device: str) -> None:
     for features in variants:
         n, _, h, w = features.shape
         check(features, weight, torch.randn(h, w, n, 14).to(device).permute(2, 3, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "strides",
+    [(2**31 + 64, 1024, 8, 1), (64, 2**31 + 1024, 8, 1), (2**31 + 64, 1, 8192, 1024)],
+    ids=["images", "planes", "channels last"],
+)
+def test_offsets_beyond_32_bits(strides: tuple[int, ...], device: str) -> None:
+    storage = torch.empty(2**31 + 2**16, dtype=torch.bfloat16, device=device)  # hardly touched
+    features = storage.as_strided((2, 2, 4, 8), strides)
+    features.copy_(torch.randn(2, 2, 4, 8))
+    check(features, torch.randn(3, 2).to(device), torch.randn(2, 3, 4, 8).to(device))
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3, 2), (2, 4, 3, 3, 0), (2, 0, 3, 3, 2)])
