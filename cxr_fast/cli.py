@@ -276,6 +276,7 @@ def env() -> None:
         return
     from cxr_fast import ops
     from cxr_fast.mining import resolve_precision
+    from cxr_fast.ops import cuda, library
 
     click.echo(f"torch {torch.__version__}: CPU kernels {ops.CPU_KERNELS}")
     cpu = resolve_precision("auto", torch.device("cpu"))
@@ -290,11 +291,14 @@ def env() -> None:
     if not torch.cuda.is_available():
         click.echo("no GPU is visible here")
         return
+    extension = library.find_extension()
+    in_use = any(served.startswith("CUDA C++") for served in ops.CUDA_KERNELS.values())
     for device in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(device)
+        code = cuda.describe(device, extension) if extension and in_use else "not in use"
         click.echo(
             f"cuda:{device} {torch.cuda.get_device_name(device)}, compute capability {major}.{minor}: "
-            f"CUDA C++ {ops.describe_cuda(device)}"
+            f"CUDA C++ {code}"
         )
 
 

@@ -22,14 +22,6 @@ CPU_KERNELS = library.load_kernels(_EXTENSION)
 # Operator to what serves it on CUDA tensors; empty where torch was built without CUDA.
 CUDA_KERNELS = cuda.serve(_EXTENSION)
 
-
-def describe_cuda(device: int) -> str:
-    """Where the CUDA C++ kernels of a device came from, after loading them, or why there are none."""
-    if _EXTENSION is None or not any(text.startswith("CUDA C++") for text in CUDA_KERNELS.values()):
-        return "is not in use"
-    return cuda.describe(device, _EXTENSION)
-
-
 __all__ = [
     "CPU_KERNELS",
     "CUDA_KERNELS",
@@ -39,7 +31,6 @@ __all__ = [
     "aggregate_heatmap",
     "attention_mining",
     "cam",
-    "describe_cuda",
     "heatmap_boxes",
     "label_components",
     "masked_gap",

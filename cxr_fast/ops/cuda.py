@@ -79,7 +79,7 @@ def serve(extension: str | None) -> dict[str, str]:
 
 
 def describe(device: int, extension: str) -> str:
-    """Where the CUDA C++ code for a device came from, after loading it, or why there is none."""
+    """Where the CUDA C++ code of a device came from, after loading it, or why there is none."""
     text = ctypes.create_string_buffer(4096)
     of_extension = ctypes.CDLL(extension).cxr_fast_describe_cuda
     of_extension.restype = ctypes.c_bool
