@@ -68,7 +68,9 @@ def test_heatmap_boxes(case: Maps, race: Callable[[Case], None], place: Place) -
 
     peers = [Peer(f"{name}, each map", each(find), same) for name, find in component_finders().items()]
     peers.append(Peer("torch around ops.label_components", at_once, same))
-    if case.shape[-1] <= 32 and case.upsample == 1 and not place.cuda:  # a readable loop; minutes on more
+    if (
+        case.shape[-1] <= 32 and case.upsample == 1 and not place.cuda
+    ):  # a readable loop; minutes on more
         peers.append(Peer("reference", partial(reference.heatmap_boxes, **arguments), same))
     ours = partial(ops.heatmap_boxes, **arguments)
     work = Work(heatmap.numel() * 4)

@@ -13,6 +13,7 @@ from cxr_fast.benchmarks.place import Place
 from cxr_fast.benchmarks.racing import Case, Peer
 from cxr_fast.benchmarks.roofline import Work
 
+
 def masked_gap_cases(place: Place) -> list[str]:
     if place.quick:
         return ["2x3x16x16"]

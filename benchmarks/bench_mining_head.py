@@ -31,7 +31,7 @@ SIZE = 1024
 
 
 class Head(NamedTuple):
-    """What the loop finds: erased_at [N, C, H, W], logits [N, C, T], boxes [N, C, 3, 4], counts [N, C]."""
+    """erased_at [N, C, H, W], logits [N, C, T], boxes [N, C, 3, 4], counts [N, C]."""
 
     erased_at: np.ndarray
     logits: np.ndarray

@@ -114,8 +114,8 @@ def boxes_at_once(
     cuts = torch.tensor(thresholds, dtype=h.dtype, device=h.device)
     labels = label((h[:, None] >= cuts[:, None, None]).flatten(0, 1))
     limits, there = _limits(labels)
-    x1, y1, x2, y2 = limits = limits.view(4, maps, -1)
-    score = _means(h, limits).masked_fill(~there.view(maps, -1), -1)
+    x1, y1, x2, y2 = limits = limits.reshape(4, maps, -1)
+    score = _means(h, limits).masked_fill(~there.reshape(maps, -1), -1)
     # Stable, least important key first: by score, then area, then y1 and x1.
     order = x1.argsort(stable=True)
     for key in (y1, -(x2 - x1) * (y2 - y1), -score):

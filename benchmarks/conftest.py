@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A benchmark ``test_<name>(case)`` runs for every entry of its module's ``<name>_cases(place)``."""
+    """``test_<name>(case)`` runs for every entry of its module's ``<name>_cases(place)``."""
     if "case" in metafunc.fixturenames:
         name = metafunc.function.__name__.removeprefix("test_")
         cases = getattr(metafunc.module, f"{name}_cases")(metafunc.config.stash[PLACE])

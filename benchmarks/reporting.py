@@ -91,7 +91,7 @@ def _peers(outcome: Outcome) -> list[str]:
             line += f", in a graph {duration(replayed)} ({ratio:.3g}x)"
         lines.append(line + _peak(outcome, name))
     for name, timing in outcome.yardsticks.items():
-        share = f"{outcome.ours.median / timing.median:.3g} of"
+        share = f"{outcome.ours.median / timing.median:.3g} x"
         lines.append(f"ours = {share} {name}  {duration(timing.median)}{_peak(outcome, name)}")
     return lines
 
