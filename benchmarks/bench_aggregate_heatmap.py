@@ -53,9 +53,12 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 def test_aggregate_heatmap(case: str, race: Callable[[Case], None], place: Place) -> None:
     cam = inputs.maps(*map(int, case.split("x"))).to(place.device)
     mined = ops.mine_attention(cam)
-    peers = [Peer("reference", by_reference, close), Peer("torch, looked up", looked_up, close)]
+    peers = [
+        Peer("reference", by_reference, close, graph=True),
+        Peer("torch, looked up", looked_up, close, graph=True),
+    ]
     if place.cuda:
         compiled = torch.compile(by_reference, dynamic=False)
-        peers.append(Peer("torch.compile of the reference", compiled, close))
+        peers.append(Peer("torch.compile of the reference", compiled, close, graph=True))
     work = Work(cam.numel() * (4 + 1 + 4))  # reads the CAM and erased_at, writes the heatmap
     race(Case(f"aggregate_heatmap {case}", (cam, *mined), ours, peers, work=work))

@@ -54,7 +54,7 @@ def test_backbone(case: str, race: Callable[[Case], None], place: Place) -> None
     output = "CAMs" if case == "folded" else "logits"
     alone = Yardstick(f"the network alone, images to {output}", forward)
     name = f"backbone ResNet-50 MSA {of} {str(dtype).removeprefix('torch.')} {case} + mining"
-    race(Case(name, (images,), ours, yardsticks=[alone]))
+    race(Case(name, (images,), ours, yardsticks=[alone], images=of.images))
 
 
 def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

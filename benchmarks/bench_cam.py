@@ -86,8 +86,8 @@ def test_cam(case: Sizes, race: Callable[[Case], None], place: Place) -> None:
     exact, rounded = close(1e-5), close(2e-2)
     if case.dtype == torch.float32:
         peers = [
-            Peer("torch.matmul", matmul_cam, exact),
-            Peer("torch.einsum", einsum_cam, exact),
+            Peer("torch.matmul", matmul_cam, exact, graph=True),
+            Peer("torch.einsum", einsum_cam, exact, graph=True),
         ]
     else:
         # Ours sums in float32 and returns it. The product in the narrow dtype rounds its result.
@@ -95,12 +95,13 @@ def test_cam(case: Sizes, race: Callable[[Case], None], place: Place) -> None:
             return x, w.to(x.dtype)
 
         peers = [
-            Peer("matmul of .float()", lambda x, w: matmul_cam(x.float(), w), exact),
-            Peer("matmul, rounded", matmul_cam, rounded, narrow),
-            Peer("einsum, rounded", einsum_cam, rounded, narrow),
+            Peer("matmul of .float()", lambda x, w: matmul_cam(x.float(), w), exact, graph=True),
+            Peer("matmul, rounded", matmul_cam, rounded, narrow, graph=True),
+            Peer("einsum, rounded", einsum_cam, rounded, narrow, graph=True),
         ]
     if place.cuda:
-        peers.append(Peer("torch.compile of the reference", compiled(reference.cam), exact))
+        by_compiler = compiled(reference.cam)
+        peers.append(Peer("torch.compile of the reference", by_compiler, exact, graph=True))
         peers.append(Peer("literal, a class at a time", literal_cam, exact))
     pixels = case.n * case.side**2
     moved = x.numel() * x.element_size() + w.numel() * 4 + pixels * case.c * 4
@@ -122,19 +123,19 @@ def test_backward(case: Sizes, race: Callable[[Case], None], place: Place) -> No
 
     # dX is rounded to the dtype of X by everybody.
     narrow_x = close(1e-5 if case.dtype == torch.float32 else 1e-2)
-    peers = [Peer("matmul", wide, narrow_x)]
+    peers = [Peer("matmul", wide, narrow_x, graph=True)]
     if case.dtype == torch.float32:
-        peers.append(Peer("einsum", einsum_cam_backward, narrow_x))
+        peers.append(Peer("einsum", einsum_cam_backward, narrow_x, graph=True))
     else:
 
         def narrow(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
             return grad.to(x.dtype), x, w.to(x.dtype)
 
-        peers.append(Peer("matmul, all rounded", matmul_cam_backward, close(3e-2), narrow))
+        peers.append(Peer("matmul, all rounded", matmul_cam_backward, close(3e-2), narrow, graph=True))
     if place.cuda:
         reference_backward = partial(_autograd, reference.cam)
         peers.append(Peer("autograd of the reference, with its forward", reference_backward, narrow_x))
-        peers.append(Peer("torch.compile of matmul", compiled(wide), narrow_x))
+        peers.append(Peer("torch.compile of matmul", compiled(wide), narrow_x, graph=True))
     pixels = case.n * case.side**2
     # Reads the gradient and X, writes dX and dW.
     moved = pixels * case.c * 4 + 2 * x.numel() * x.element_size() + w.numel() * 4

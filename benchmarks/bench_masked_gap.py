@@ -45,12 +45,12 @@ def test_masked_gap(case: str, race: Callable[[Case], None], place: Place) -> No
     cam = inputs.maps(*map(int, case.split("x"))).to(place.device)
     erased_at = ops.mine_attention(cam).erased_at
     peers = [
-        Peer("reference", reference.masked_gap, close),
-        Peer("torch, binned", binned, close),
-        Peer("torch, multiplied", multiplied, close),
+        Peer("reference", reference.masked_gap, close, graph=True),
+        Peer("torch, binned", binned, close, graph=True),
+        Peer("torch, multiplied", multiplied, close, graph=True),
     ]
     if place.cuda:
         compiled = torch.compile(reference.masked_gap, dynamic=False)
-        peers.append(Peer("torch.compile of the reference", compiled, close))
+        peers.append(Peer("torch.compile of the reference", compiled, close, graph=True))
     work = Work(cam.numel() * (4 + 1))
     race(Case(f"masked_gap {case}", (cam, erased_at), ops.masked_gap, peers, work=work))

@@ -71,12 +71,20 @@ def cpu_peers() -> list[Peer]:
     ]
 
 
+def passes_needed(cam: Tensor) -> int | None:
+    """Of max-pooling, for the foregrounds of all steps; None where it is too many to race."""
+    erased_at, extent = ops.mine_attention(cam)
+    needed = []
+    for t, (lo, hi) in enumerate(extent[..., None, None].permute(2, 3, 0, 1, 4, 5), 1):
+        alive = (erased_at == 0) | (erased_at >= t)
+        foreground = alive & (cam >= lo + 0.5 * (hi - lo)) & (hi > lo)
+        needed.append(gpu_labelling.pooling_passes(foreground.flatten(0, 1)))
+    return None if None in needed else max(needed)
+
+
 def gpu_peers(cam: Tensor) -> list[Peer]:
     """The loop over steps around every way to label a batch, and around cupyx map by map."""
-    lo, hi = (f((2, 3), keepdim=True) for f in (cam.amin, cam.amax))
-    # The first cut's components need about the most passes; erasing may open longer detours.
-    passes = gpu_labelling.pooling_passes((cam >= lo + 0.5 * (hi - lo)).flatten(0, 1))
-    labelled = gpu_labelling.batched_labellers(passes and 2 * passes)
+    labelled = gpu_labelling.batched_labellers(passes_needed(cam))
     labelled["ops.label_components"] = ops.label_components
     peers = [
         Peer(f"loop around {name}", partial(erasing.mine_on_gpu, label), equal_tensors)

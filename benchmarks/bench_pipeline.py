@@ -38,7 +38,7 @@ def pipeline_cases(place: Place) -> list[str]:
 @pytest.fixture(scope="module")
 def images(place: Place, tmp_path_factory: pytest.TempPathFactory) -> ImageList:
     folder = tmp_path_factory.mktemp("phantoms") / "archive"
-    count, size = (4, 128) if place.quick else (512 if place.cuda else 32, 1024)
+    count, size = (4, 128) if place.quick else (512 if place.cuda else 24, 1024)
     write_archive(folder, PhantomSettings(images=count, size=size), workers=_cores())
     return list_images(folder / "images")
 
@@ -68,7 +68,7 @@ def test_pipeline(
         for count in sorted(streams)
     ]
     name = f"pipeline {MODELS[case]}, {len(images)} phantoms, batches of {batch}"
-    race(Case(name, (), run, yardsticks=sticks, wall=True, note="seconds for all images"))
+    race(Case(name, (), run, yardsticks=sticks, wall=True, images=len(images)))
 
 
 def bare_network(miner: Miner, images: int, batch: int, streams: int, threads: int) -> None:
@@ -89,13 +89,19 @@ def bare_network(miner: Miner, images: int, batch: int, streams: int, threads: i
         torch.set_num_threads(before)
 
 
-def whole_run(images: ImageList, miner: Miner, batch: int, threads: int) -> pipeline.RunReport:
+def whole_run(
+    images: ImageList,
+    miner: Miner,
+    batch: int,
+    threads: int,
+    progress: pipeline.Progress | None = None,
+) -> pipeline.RunReport:
     """Into a folder that is deleted again."""
     options = pipeline.RunOptions(batch_size=batch)
     with tempfile.TemporaryDirectory() as folder:
         settings = pipeline.run_settings(images, miner, "benchmark", options)
         with open_run(Path(folder) / "run", settings) as run:
-            report = pipeline.mine_archive(images, miner, run, options, threads)
+            report = pipeline.mine_archive(images, miner, run, options, threads, progress)
     assert report.images == len(images)
     assert report.unreadable == 0
     return report

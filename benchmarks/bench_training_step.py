@@ -123,5 +123,14 @@ def test_training_step(case: Sizes, race: Callable[[Case], None], place: Place) 
     name = f"training_step AM + KP, ResNet-50 MSA {case} {precision}"
     note = "" if place.cuda else "memory is counted on a GPU only"
     race(
-        Case(name, (images,), lambda x: step.take(step.mined, x), peers, sticks, note=note, memory=True)
+        Case(
+            name,
+            (images,),
+            lambda x: step.take(step.mined, x),
+            peers,
+            sticks,
+            note=note,
+            images=case.images,
+            memory=True,
+        )
     )

@@ -35,12 +35,14 @@ class Peer:
     """Another way to compute the same thing; ``check(ours, theirs)`` raises where they differ.
 
     ``run`` is called with what ``prepare`` made of the inputs, outside the time (None: the inputs).
+    ``graph``: on a GPU, time it from a CUDA graph, too; for what launches on torch's stream only.
     """
 
     name: str
     run: Callable[..., Any]
     check: Check
     prepare: Callable[..., tuple[Any, ...]] | None = None
+    graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Yardstick:
 class Case:
     """A race to run. ``inputs`` are tensors; ours, peers and yardsticks are called with them.
 
-    ``work`` None: no floor. ``memory``: report the peak of device memory, too. ``wall``: time host
-    and device together, by the wall clock.
+    ``work`` None: no floor. ``images``: how many a call takes, to report a rate, too. ``memory``:
+    report the peak of device memory. ``wall``: time host and device together, by the wall clock.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Case:
     yardsticks: Sequence[Yardstick] = ()
     work: Work | None = None
     note: str = ""
+    images: int = 0
     memory: bool = False
     wall: bool = False
 
@@ -96,6 +99,7 @@ class Outcome:
     roofline: Roofline | None = None
     floor: float | None = field(init=False)
     note: str = ""
+    images: int = 0
     best_peer: str | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +122,7 @@ class Outcome:
 
 
 def check_equality(case: Case) -> None:
-    """Raises where a peer's result is not ours."""
+    """Raises where a peer's result is not ours. Every function has run once after this."""
     result = case.ours(*case.inputs)
     for peer in case.peers:
         prepared = case.inputs if peer.prepare is None else peer.prepare(*case.inputs)
@@ -127,6 +131,8 @@ def check_equality(case: Case) -> None:
         except AssertionError as error:
             error.add_note(f"the result of the peer {peer.name!r} differs from ours")
             raise
+    for yardstick in case.yardsticks:
+        yardstick.run(*case.inputs)
 
 
 def race(case: Case, place: Place) -> Outcome:
@@ -136,10 +142,9 @@ def race(case: Case, place: Place) -> Outcome:
     runners = _runners(case, copies)
     floor_probes: dict[str, Probe] = probes(case.work, place) if case.work else {}
     entries = {name: Entry(_in_turn(runs)) for name, runs in runners.items()}
-    for name, runs in runners.items():
-        kind, _, _ = name.partition(" ")
-        if kind != "beside" and (replay := timer.captured(runs)):
-            entries[f"graph {name}"] = Entry(replay, len(runs))
+    for name in ("ours", *(f"peer {peer.name}" for peer in case.peers if peer.graph)):
+        if replay := timer.captured(runners[name]):
+            entries[f"graph {name}"] = Entry(replay, len(runners[name]))
     entries |= {f"probe {name}": Entry(probe.run) for name, probe in floor_probes.items()}
     timings = take_turns(entries, timer, place)
 
@@ -160,6 +165,7 @@ def race(case: Case, place: Place) -> Outcome:
         _peaks(runners, timer) if case.memory else {},
         roof,
         case.note,
+        case.images,
     )
 
 
@@ -238,7 +244,7 @@ def take_turns(entries: dict[str, Entry], timer: Timer, place: Place) -> dict[st
 
 def _calls_in_a_turn(entry: Entry, timer: Timer) -> int:
     (seconds,) = timer.sample(entry.run, 1)
-    if seconds < SLICE:  # the first call may have been the slow one
+    if seconds < 1:  # the first call warms up; calls of seconds need no second one
         (seconds,) = timer.sample(entry.run, 1)
     return min(max(int(SLICE / max(seconds, 1e-9)), 1), timer.most_calls)
 

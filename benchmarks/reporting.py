@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.table import Table
 from cxr_fast import ops
 from cxr_fast.bench import duration
 from cxr_fast.benchmarks.place import MISSING, Place
-from cxr_fast.benchmarks.racing import Outcome
+from cxr_fast.benchmarks.racing import Outcome, Timing
 
 # Distributions whose versions the numbers depend on.
 PEER_PACKAGES = (
@@ -31,31 +31,64 @@ PEER_PACKAGES = (
 )  # fmt: skip
 
 
+COLUMNS = (
+    "case, and below it what it races", "time", "in a graph", "time / ours", "both in a graph",
+    "floor", "roofline", "images/s", "peak MiB",
+)  # fmt: skip
+Row = dict[str, str]
+
+
 def render(outcomes: Sequence[Outcome], place: Place) -> str:
-    """The table as text: a row for each case, a line in it for each peer."""
-    table = Table(title=_title(machine(place), place), show_lines=True)
-    table.add_column("case", overflow="fold")
-    for name in ("ours", "peers (x = times as long as ours)", "best peer / ours", "floor", "roofline"):
-        table.add_column(name, justify="right", no_wrap=name.startswith(("peers", "ours")))
-    for outcome in outcomes:
-        best = "" if outcome.best_peer is None else f"{outcome.ratio(outcome.best_peer):.3g}"
-        reached = outcome.floor_reached
-        table.add_row(
-            outcome.case + (f"\n{outcome.note}" if outcome.note else ""),
-            "\n".join(_ours(outcome)),
-            "\n".join(_peers(outcome)),
-            best,
-            "" if outcome.floor is None else duration(outcome.floor),
-            "" if reached is None else f"{reached:.0%}",
-        )
+    """The table as text: a row for each case, below it one for each peer, the fastest first."""
+    rows = [list(_rows(outcome)) for outcome in outcomes]
+    used = [name for name in COLUMNS if any(name in row for group in rows for row in group)]
+    table = Table(title=_title(machine(place), place))
+    for name in used:
+        first = name == COLUMNS[0]
+        table.add_column(name, justify="left" if first else "right", no_wrap=first)
+    for group in rows:
+        for row in group:
+            table.add_row(*(row.get(name, "") for name in used), end_section=row is group[-1])
     text = io.StringIO()
-    Console(file=text, width=140).print(table)
+    Console(file=text, width=160).print(table)
     if MISSING:
         text.write(
             f"peers that are not installed and were left out: {', '.join(sorted(MISSING))}"
             " (pip install 'cxr_fast[bench]' brings those that run on a CPU)\n"
         )
     return text.getvalue()
+
+
+def _rows(outcome: Outcome) -> Iterator[Row]:
+    case, _, _, ratio, graph_ratio, floor, roofline, *_ = COLUMNS
+    ours, graphs = outcome.ours, outcome.graphs
+    row = {case: outcome.case, **_measured(outcome, "ours", ours)}
+    if outcome.floor is not None and outcome.floor_reached is not None:
+        row |= {floor: duration(outcome.floor), roofline: f"{outcome.floor_reached:.0%}"}
+    yield row
+    for name in sorted(outcome.peers, key=outcome.ratio):
+        row = {case: f"  {name}", **_measured(outcome, name, outcome.peers[name])}
+        row[ratio] = f"{outcome.ratio(name):.3g} x"
+        if "ours" in graphs and name in graphs:
+            row[graph_ratio] = f"{graphs[name].median / graphs['ours'].median:.3g} x"
+        yield row
+    for name, timing in outcome.yardsticks.items():
+        row = {case: f"  beside {name}", **_measured(outcome, name, timing)}
+        yield row | {ratio: f"ours = {ours.median / timing.median:.3g} x"}
+    if outcome.note:
+        yield {case: f"  ({outcome.note})"}
+
+
+def _measured(outcome: Outcome, name: str, timing: Timing) -> Row:
+    _, time, in_a_graph, *_, rate, peak = COLUMNS
+    row = {time: duration(timing.median)}
+    if name in outcome.graphs:
+        row[in_a_graph] = duration(outcome.graphs[name].median)
+    if outcome.images:
+        row[rate] = f"{outcome.images / timing.median:.3g}"
+    if name in outcome.peak_bytes:
+        row[peak] = f"{outcome.peak_bytes[name] / 2**20:.0f}"
+    return row
 
 
 def _title(about: dict[str, Any], place: Place) -> str:
@@ -70,38 +103,6 @@ def _title(about: dict[str, Any], place: Place) -> str:
 
 def _grouped(kernels: dict[str, str]) -> str:
     return ", ".join(sorted(set(kernels.values()))) or "reference"
-
-
-def _ours(outcome: Outcome) -> list[str]:
-    lines = [duration(outcome.ours.median)]
-    if replayed := outcome.graphs.get("ours"):
-        lines.append(f"in a graph {duration(replayed.median)}")
-    if "ours" in outcome.peak_bytes:
-        lines.append(_mebibytes(outcome.peak_bytes["ours"]))
-    return lines
-
-
-def _peers(outcome: Outcome) -> list[str]:
-    lines = []
-    for name in sorted(outcome.peers, key=outcome.ratio):
-        line = f"{name}  {duration(outcome.peers[name].median)} ({outcome.ratio(name):.3g}x)"
-        if "ours" in outcome.graphs and name in outcome.graphs:
-            replayed = outcome.graphs[name].median
-            ratio = replayed / outcome.graphs["ours"].median
-            line += f", in a graph {duration(replayed)} ({ratio:.3g}x)"
-        lines.append(line + _peak(outcome, name))
-    for name, timing in outcome.yardsticks.items():
-        share = f"{outcome.ours.median / timing.median:.3g} x"
-        lines.append(f"ours = {share} {name}  {duration(timing.median)}{_peak(outcome, name)}")
-    return lines
-
-
-def _peak(outcome: Outcome, name: str) -> str:
-    return f", {_mebibytes(outcome.peak_bytes[name])}" if name in outcome.peak_bytes else ""
-
-
-def _mebibytes(size: int) -> str:
-    return f"peak {size / 2**20:.0f} MiB"
 
 
 def write_results(outcomes: Sequence[Outcome], place: Place, folder: Path) -> Path:

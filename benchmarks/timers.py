@@ -25,7 +25,7 @@ class Timer(Protocol):
         """Seconds a call: one figure for each call, or one for all of them, as the device can."""
 
     def captured(self, runs: Sequence[Run]) -> Run | None:
-        """One function that does all of ``runs`` without launching them, or None if none can."""
+        """One function that does all of ``runs`` without launching them, or None where none can."""
 
     def peak_bytes(self, run: Run) -> int | None:
         """The most device memory that a call holds above what lay there, or None if not counted."""
@@ -80,11 +80,13 @@ class CudaTimer:
         if not self._runs_without_waiting(runs[0]):
             return None
         graph = self._cuda.CUDAGraph()
-        with self._cuda.graph(graph):
-            for run in runs:
-                run()
-        replay: Run = graph.replay
-        return replay
+        try:
+            with self._cuda.graph(graph):
+                for run in runs:
+                    run()
+        except RuntimeError:  # a kernel of ours may do what torch cannot see
+            return None
+        return graph.replay
 
     def peak_bytes(self, run: Run) -> int:
         self._cuda.synchronize(self._device)
