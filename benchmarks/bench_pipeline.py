@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from cxr_fast.archive import pipeline
 from cxr_fast.archive.findings import open_run
@@ -59,11 +60,12 @@ def test_pipeline(
 ) -> None:
     batch = 2 if place.quick else 64 if place.cuda else 8
     run = partial(whole_run, images, miner, batch, _cores())
+    pixels = miner.prepare(torch.rand(batch, miner.card.input_size, miner.card.input_size))
     streams = {1} if place.cuda else {1, _cores()}
     sticks = [
         Yardstick(
             f"the network alone, {count} stream{'s' if count > 1 else ''}",
-            partial(bare_network, miner, len(images), batch, count, _cores() // count),
+            partial(bare_network, miner, pixels, len(images), count, _cores() // count),
         )
         for count in sorted(streams)
     ]
@@ -71,10 +73,8 @@ def test_pipeline(
     race(Case(name, (), run, yardsticks=sticks, wall=True, images=len(images)))
 
 
-def bare_network(miner: Miner, images: int, batch: int, streams: int, threads: int) -> None:
-    """The network on so many images, rounded to whole batches, the same batch every time."""
-    size = miner.card.input_size
-    pixels = miner.prepare(torch.rand(batch, size, size))
+def bare_network(miner: Miner, pixels: Tensor, images: int, streams: int, threads: int) -> None:
+    """The network on so many images, rounded up to whole batches, the same batch every time."""
     before = torch.get_num_threads()
 
     def one(_: int) -> None:
@@ -84,7 +84,7 @@ def bare_network(miner: Miner, images: int, batch: int, streams: int, threads: i
 
     try:
         with ThreadPoolExecutor(streams) as pool:
-            list(pool.map(one, range(-(-images // batch))))
+            list(pool.map(one, range(-(-images // len(pixels)))))
     finally:
         torch.set_num_threads(before)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cxr_fast import reference
+from cxr_fast.benchmarks.labelling import EIGHT
 from cxr_fast.benchmarks.place import peer_module
 
 # Masks [M, H, W] bool -> labels of that shape, 0 = background, 8-connected.
@@ -30,7 +31,8 @@ def batched_labellers(passes: int | None) -> dict[str, Labeller]:
     if ndimage := peer_module("cupyx.scipy.ndimage"):
         found["cupyx, all masks at once"] = partial(_cupyx_batch, peer_module("cupy"), ndimage)
     if passes and (kornia := peer_module("kornia.contrib")):
-        found[f"kornia, {passes} passes (100 by default: inexact)"] = partial(_kornia, kornia, passes)
+        default = " (its default, 100, is inexact)" if passes > 100 else ""
+        found[f"kornia, {passes} passes{default}"] = partial(_kornia, kornia, passes)
     if peer_module("triton"):
         from cxr_fast.benchmarks.triton_labelling import union_find
 
@@ -43,9 +45,8 @@ def cupyx_each(masks: Tensor) -> list[Tensor] | None:
     cupy, ndimage = peer_module("cupy"), peer_module("cupyx.scipy.ndimage")
     if not (cupy and ndimage):
         return None
-    eight = cupy.ones((3, 3), bool)
     return [
-        torch.from_dlpack(ndimage.label(mask, eight)[0])
+        torch.from_dlpack(ndimage.label(mask, EIGHT)[0])
         for mask in cupy.from_dlpack(masks.view(torch.uint8))
     ]
 
@@ -54,7 +55,7 @@ def _cupyx_batch(cupy: ModuleType, ndimage: ModuleType, masks: Tensor) -> Tensor
     """One call: in three dimensions, with neighbours in the middle plane only."""
     structure = np.zeros((3, 3, 3), bool)
     structure[1] = True
-    labels, _ = ndimage.label(cupy.from_dlpack(masks.view(torch.uint8)), cupy.asarray(structure))
+    labels, _ = ndimage.label(cupy.from_dlpack(masks.view(torch.uint8)), structure)
     return torch.from_dlpack(labels)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,20 +13,60 @@ import torch
 
 from cxr_fast import ops
 from cxr_fast.benchmarks import (
+    bench_aggregate_heatmap,
+    bench_attention_mining,
+    bench_backbone,
+    bench_cam,
     bench_heatmap_boxes,
+    bench_label_components,
+    bench_masked_gap,
     bench_mine_attention,
+    bench_mining_head,
+    bench_training_step,
     erasing,
     gpu_labelling,
     inputs,
 )
 from cxr_fast.benchmarks.boxes import boxes_at_once
 from cxr_fast.benchmarks.labelling import assert_same_components
+from cxr_fast.benchmarks.place import Place, peer_module
 from cxr_fast.benchmarks.products import (
     einsum_cam_backward,
     literal_cam,
     matmul_cam,
     matmul_cam_backward,
 )
+from cxr_fast.benchmarks.racing import check_equality
+
+RACED = [
+    (bench_aggregate_heatmap, "aggregate_heatmap"),
+    (bench_attention_mining, "attention_mining"),
+    (bench_backbone, "backbone"),
+    (bench_cam, "cam"),
+    (bench_cam, "backward"),
+    (bench_heatmap_boxes, "heatmap_boxes"),
+    (bench_heatmap_boxes, "mining_after_the_cam"),
+    (bench_label_components, "label_components"),
+    (bench_masked_gap, "masked_gap"),
+    (bench_mine_attention, "mine_attention"),
+    (bench_mining_head, "mining_head"),
+    (bench_training_step, "training_step"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), RACED, ids=[name for _, name in RACED])
+def test_what_a_gpu_runs_agrees(module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's branch of every case, on CPU tensors: without compiling, and without Triton."""
+    monkeypatch.setattr(Place, "cuda", True)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(
+        gpu_labelling, "peer_module", lambda name: None if name == "triton" else peer_module(name)
+    )
+    place = Place(torch.device("cpu"), quick=True)
+    for case in getattr(module, f"{name}_cases")(place):
+        getattr(module, f"test_{name}")(case, check_equality, place)
+    full = Place(torch.device("cpu"))
+    assert getattr(module, f"{name}_cases")(full), "no case of full size"
 
 
 @pytest.mark.parametrize("case", ["2x3 maps 32x32", "1x2 snakes 16x16", "1x2 spirals 16x16"])
@@ -89,6 +130,7 @@ import torch
 from cxr_fast import ops
 from cxr_fast.benchmarks import inputs
 from cxr_fast.benchmarks.labelling import assert_same_components
+from cxr_fast.benchmarks.place import Place, peer_module
 from cxr_fast.benchmarks.triton_labelling import union_find
 for masks in (inputs.noise(2, 17, 23), inputs.blobs(1, 32, 32), inputs.spirals(1, 16, 16)):
     assert_same_components(ops.label_components(masks).numpy(), union_find(masks).numpy())
