@@ -212,6 +212,32 @@ def test_a_race(tmp_path: Path) -> None:
     assert "doubled" in "".join(map(str, bench.compare(path, path).columns[0].cells))
 
 
+def test_a_race_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    monkeypatch.setattr(racing, "timer_for", lambda device: CudaTimer(device, cuda))
+    copies = [(torch.zeros(1),)] * 5  # a replay of half a second does the work of all of them
+    monkeypatch.setattr(racing, "rotated", lambda inputs, place: copies)
+
+    def check(ours: None, theirs: None) -> None:
+        pass
+
+    peers = [
+        Peer("captured", lambda x: cuda.work(3.0), check, graph=True),
+        Peer("not asked", lambda x: cuda.work(4.0), check),
+    ]
+    sticks = [Yardstick("other", lambda x: cuda.work(8.0))]
+    case = Case("x", copies[0], lambda x: cuda.work(2.0), peers, sticks, memory=True)
+    outcome = race(case, HERE)
+    assert outcome.ours.median == pytest.approx(2.0)
+    assert {name: t.median for name, t in outcome.graphs.items()} == {
+        "ours": pytest.approx(0.1),
+        "captured": pytest.approx(0.1),
+    }
+    assert outcome.ratio("not asked") == pytest.approx(2.0)
+    assert outcome.yardsticks["other"].median == pytest.approx(8.0)
+    assert outcome.peak_bytes == {"ours": 30, "captured": 30, "not asked": 30, "other": 30}
+
+
 def test_what_only_a_gpu_reports_is_in_the_table() -> None:
     timing = Timing(2e-5, 2e-5, 2e-5, 5)
     outcome = Outcome(
