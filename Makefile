@@ -67,7 +67,7 @@ check: $(VENV)/.installed-$(TORCH)-dev  ## Lint, types, layers, C++ format
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.hpp csrc/core/*.hpp
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files "*.cpp" "*.hpp" "*.cu" "*.cuh")
 
 bench: $(VENV)/.installed-$(TORCH)-dev  ## Race the operators against their peers
 	$(BIN)/cxr-fast bench --out benchmarks/results

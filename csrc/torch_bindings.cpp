@@ -2,12 +2,6 @@
 //
 // The schemas are declared in Python (cxr_fast/ops), which also checks arguments and explains what is
 // wrong with them. The checks here keep a direct call of torch.ops from reading past a buffer.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
@@ -16,68 +10,15 @@
 #include <tuple>
 #include <vector>
 
-#include "core/kernels.hpp"
+#include "torch_arguments.hpp"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Shape = std::vector<int64_t>;
+using namespace cxr::binding;
 
 // ---- tensors ----
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 Tensor make(const Shape& shape, ScalarType dtype) { return torch::stable::empty(shape, dtype); }
-
-Shape shape_of(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return Shape(sizes.begin(), sizes.end());
-}
-
-void require(const Tensor& t, int64_t dim, ScalarType dtype, const char* name) {
-  STD_TORCH_CHECK(t.dim() == dim && t.scalar_type() == dtype, name, ": expected ", dim,
-                  " dimensions and another dtype; call the function of cxr_fast.ops, which checks");
-}
-
-void require_shape(const Tensor& t, const Shape& shape, const char* name) {
-  STD_TORCH_CHECK(shape_of(t) == shape, name,
-                  " has another shape than its partner; call the function of cxr_fast.ops");
-}
-
-template <class T>
-T* out(Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-template <class T>
-const T* in(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-cxr::Dtype dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Half:
-      return cxr::Dtype::float16;
-    case ScalarType::BFloat16:
-      return cxr::Dtype::bfloat16;
-    case ScalarType::Float:
-      return cxr::Dtype::float32;
-    case ScalarType::Double:
-      return cxr::Dtype::float64;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float16, bfloat16, float32 or float64");
-  }
-}
-
-ScalarType accumulator(cxr::Dtype dtype) {
-  return dtype == cxr::Dtype::float64 ? ScalarType::Double : ScalarType::Float;
-}
-
-cxr::Maps maps_of(const Tensor& t) {
-  const auto s = t.sizes();
-  STD_TORCH_CHECK(s[2] >= 1 && s[3] >= 1, "maps: expected a height and width of at least 1");
-  return {s[0], s[1], s[2], s[3]};
-}
 
 // ---- threads: torch's own pool, hence torch.get_num_threads() ----
 
@@ -170,15 +111,6 @@ std::tuple<Tensor, Tensor> cam_backward(const Tensor& grad, const Tensor& featur
 
 // ---- mining ----
 
-cxr::MiningOptions mining_options(int64_t steps, double threshold, int64_t connectivity,
-                                  int64_t first_step) {
-  STD_TORCH_CHECK(steps >= 1 && first_step >= 1 && first_step + steps <= 256,
-                  "steps: expected 1 to 255 in all");
-  STD_TORCH_CHECK(connectivity == 4 || connectivity == 8, "connectivity: expected 4 or 8");
-  return {static_cast<int>(steps), static_cast<float>(threshold), static_cast<int>(connectivity),
-          static_cast<int>(first_step)};
-}
-
 std::tuple<Tensor, Tensor> mine_attention(const Tensor& cam, int64_t steps, double threshold,
                                           int64_t connectivity,
                                           const std::optional<Tensor>& erased_before,
@@ -197,10 +129,6 @@ std::tuple<Tensor, Tensor> mine_attention(const Tensor& cam, int64_t steps, doub
   cxr::kernels().mine_attention(maps_of(h), in<float>(h), before ? in<uint8_t>(*before) : nullptr,
                                 options, out<uint8_t>(erased_at), out<float>(extent), scheduler());
   return {erased_at, extent};
-}
-
-void check_steps(int64_t steps) {
-  STD_TORCH_CHECK(steps >= 1 && steps <= 255, "steps: expected 1 to 255");
 }
 
 Tensor masked_gap(const Tensor& cam, const Tensor& erased_at, int64_t steps) {
@@ -228,11 +156,6 @@ Tensor masked_gap_backward(const Tensor& grad, const Tensor& erased_at) {
                                      static_cast<int>(grad.size(2)), grad_cam.mutable_data_ptr(),
                                      scheduler());
   return grad_cam;
-}
-
-cxr::Mode mode_of(const std::string& mode) {
-  STD_TORCH_CHECK(mode == "normalized" || mode == "raw", "mode: expected normalized or raw");
-  return mode == "raw" ? cxr::Mode::raw : cxr::Mode::normalized;
 }
 
 Tensor aggregate_heatmap(const Tensor& cam, const Tensor& erased_at, const Tensor& extent,
@@ -267,13 +190,8 @@ struct BoxArguments {
                int64_t image_width, const std::vector<double>& cuts, const std::string& select,
                int64_t max_boxes, double max_overlap, int64_t upsample, int64_t connectivity)
       : thresholds(cuts.begin(), cuts.end()) {
-    STD_TORCH_CHECK(select == "components" || select == "peak", "select: components or peak");
-    STD_TORCH_CHECK(max_boxes >= 1 && max_boxes <= 255, "max_boxes: expected 1 to 255");
-    STD_TORCH_CHECK(upsample >= 1 && upsample <= 64, "upsample: expected 1 to 64");
-    STD_TORCH_CHECK(connectivity == 4 || connectivity == 8, "connectivity: expected 4 or 8");
+    check_box_options(images, image_sizes, select, max_boxes, upsample, connectivity);
     if (image_sizes) {
-      require(*image_sizes, 2, ScalarType::Double, "image_size");
-      require_shape(*image_sizes, {images, 2}, "image_size");
       const Tensor d = dense(*image_sizes);
       sizes.assign(in<double>(d), in<double>(d) + 2 * images);
     } else {
@@ -342,15 +260,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mine_cam(
 }
 
 Tensor label_components(const Tensor& mask, int64_t connectivity) {
-  STD_TORCH_CHECK(mask.dim() >= 2 && mask.scalar_type() == ScalarType::Bool,
-                  "mask: expected bool [..., H, W]");
-  STD_TORCH_CHECK(connectivity == 4 || connectivity == 8, "connectivity: expected 4 or 8");
+  const MaskBatch batch = check_mask(mask, connectivity);
   const Tensor m = dense(mask);
   Tensor labels = make(shape_of(mask), ScalarType::Int);
-  const int64_t height = mask.size(mask.dim() - 2), width = mask.size(mask.dim() - 1);
-  STD_TORCH_CHECK(height <= 32768 && width <= 32768, "mask: expected sides of at most 32768");
-  if (labels.numel() > 0) {
-    cxr::kernels().label_components(labels.numel() / (height * width), height, width, in<uint8_t>(m),
+  if (batch.images > 0) {
+    cxr::kernels().label_components(batch.images, batch.height, batch.width, in<uint8_t>(m),
                                     static_cast<int>(connectivity), out<int32_t>(labels), scheduler());
   }
   return labels;

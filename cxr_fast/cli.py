@@ -313,8 +313,22 @@ def env() -> None:
     click.echo(f"torch {torch.__version__}: CPU kernels {ops.CPU_KERNELS}")
     cpu = resolve_precision("auto", torch.device("cpu"))
     click.echo(f"precision auto on this processor: {str(cpu).removeprefix('torch.')}")
-    if torch.cuda.is_available():
-        click.echo(f"{torch.cuda.get_device_name()}: kernels reference (plain PyTorch)")
+    if torch.version.cuda is None:
+        click.echo("CUDA: this torch was built without it")
+        return
+    click.echo(f"CUDA {torch.version.cuda}: what serves each operator")
+    width = max(map(len, ops.CUDA_KERNELS))
+    for name, served in ops.CUDA_KERNELS.items():
+        click.echo(f"  {name:<{width}}  {served}")
+    if not torch.cuda.is_available():
+        click.echo("no GPU is visible here")
+        return
+    for device in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(device)
+        click.echo(
+            f"cuda:{device} {torch.cuda.get_device_name(device)}, compute capability {major}.{minor}: "
+            f"CUDA C++ {ops.describe_cuda(device)}"
+        )
 
 
 if __name__ == "__main__":

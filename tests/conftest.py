@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from emulation import Emulator
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -16,6 +20,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data of ../shared/data is not here")
     return SHARED_DATA
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the tests of tests/ops run the operators: cpu, cuda, cuda:1, or emulated, which is "
+        "the CUDA C++ kernels on the CPU",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,3 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260)
+
+
+@pytest.fixture(scope="session")
+def _emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    import emulation
+
+    return emulation.serve(emulation.build(tmp_path_factory.mktemp("emulator")))
+
+
+@pytest.fixture
+def emulator(_emulator: Emulator) -> Emulator:
+    """A stand-in for a GPU: CUDA C++ kernels, run by the CPU."""
+    _emulator.reset()
+    return _emulator

@@ -48,9 +48,10 @@ def _fake(features: Tensor, weight: Tensor) -> Tensor:
     return features.new_empty((n, weight.shape[0], h, w), dtype=weight.dtype)
 
 
-def _backward_reference(
+def backward_reference(
     grad: Tensor, features: Tensor, weight: Tensor, need_features: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
+    """``cxr_fast::cam_backward`` in plain PyTorch: dX and dW; what is not needed has shape (0,)."""
     grad_features, grad_weight = _backward_fake(grad, features, weight, need_features, need_weight)
     with torch.autocast(features.device.type, enabled=False):
         if need_features:
@@ -125,7 +126,7 @@ library.define(
     "cam_backward",
     "(Tensor grad, Tensor features, Tensor weight, bool need_features, bool need_weight)"
     " -> (Tensor, Tensor)",
-    _backward_reference,
+    backward_reference,
     _backward_fake,
 )
 library.differentiate("cam", _backward, _setup_context)

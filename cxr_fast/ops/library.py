@@ -44,20 +44,24 @@ def not_differentiable(name: str, inputs: int) -> None:
     differentiate(name, lambda ctx, *grads: (None,) * inputs, setup_context)
 
 
-def load_kernels() -> str:
-    """Loads the compiled CPU kernels; says which are in use, or why there are none.
-
-    ``CXR_FAST_KERNELS=reference`` leaves them out.
-    """
+def find_extension() -> str | None:
+    """The path of the compiled operators, or None: not built, or CXR_FAST_KERNELS=reference."""
     if os.environ.get("CXR_FAST_KERNELS") == "reference":
-        return "reference (asked for by CXR_FAST_KERNELS)"
+        return None
     # Found, not imported: it is a library of operators, not a Python module. An editable install
     # keeps it away from the source, so the path has to be asked for.
     spec = importlib.util.find_spec("cxr_fast._torch_ops")
-    if spec is None or spec.origin is None:
+    return spec.origin if spec else None
+
+
+def load_kernels(extension: str | None) -> str:
+    """Loads the compiled CPU kernels; says which are in use, or why there are none."""
+    if os.environ.get("CXR_FAST_KERNELS") == "reference":
+        return "reference (asked for by CXR_FAST_KERNELS)"
+    if extension is None:
         return "reference (no compiled kernels: cxr_fast was installed without its extension)"
-    torch.ops.load_library(spec.origin)
-    isa = ctypes.CDLL(spec.origin).cxr_fast_isa
+    torch.ops.load_library(extension)
+    isa = ctypes.CDLL(extension).cxr_fast_isa
     isa.restype, isa.argtypes = ctypes.c_bool, (ctypes.c_char_p, ctypes.c_size_t)
     text = ctypes.create_string_buffer(512)
     if not isa(text, len(text)):

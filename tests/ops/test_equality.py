@@ -3,6 +3,9 @@ operations is stated, within a tolerance where it is not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import maps
 import numpy as np
 import pytest
@@ -24,8 +27,20 @@ SHAPES = [
 ]
 
 
-def assert_same_mining(cam: torch.Tensor, **settings: object) -> None:
-    """mine_cam of ops and of the reference on the same CAM bits."""
+SameMining = Callable[..., None]
+
+
+@pytest.fixture
+def same_mining(gap_tolerance: float) -> SameMining:
+    return partial(assert_same_mining, gap_tolerance=gap_tolerance)
+
+
+def assert_same_mining(cam: torch.Tensor, gap_tolerance: float, **settings: object) -> None:
+    """mine_cam of ops and of the reference on the same CAM bits.
+
+    ``gap_tolerance``: by how much masked_gap may differ from the logits of the fused pass, relative;
+    GPU kernels add up in another order, CPU kernels in the same.
+    """
     arguments = {"thresholds": maps.THRESHOLDS, "select": "components", **settings}
     ours = ops.mine_cam(cam, image_size=(1024, 768), **arguments)
     theirs = reference.mine_cam(cam, image_size=(1024, 768), **arguments)
@@ -43,44 +58,50 @@ def assert_same_mining(cam: torch.Tensor, **settings: object) -> None:
         torch.testing.assert_close(heatmap, ours.heatmap, rtol=0, atol=0, equal_nan=True)
         found = ops.heatmap_boxes(heatmap, (1024, 768), maps.THRESHOLDS)
         assert torch.equal(found.boxes, ours.found.boxes)
-        assert torch.equal(
-            ops.masked_gap(cam, mined.erased_at, ours.logits.shape[2]).nan_to_num(7),
-            ours.logits.nan_to_num(7),
+        gap = ops.masked_gap(cam, mined.erased_at, ours.logits.shape[2])
+        magnitude = cam.nan_to_num(0, 0, 0).abs().double().mean((2, 3)).flatten()
+        largest = torch.cat((magnitude, torch.zeros(1))).max().item()
+        torch.testing.assert_close(
+            gap, ours.logits, rtol=0, atol=gap_tolerance * largest, equal_nan=True
         )
 
 
-def test_ten_thousand_smooth_maps_of_random_shapes(rng: np.random.Generator) -> None:
+def test_ten_thousand_smooth_maps_of_random_shapes(
+    rng: np.random.Generator, same_mining: SameMining
+) -> None:
     for _ in range(200):
         height, width = rng.integers(1, 41, 2)
         cam = maps.smooth((10, 5, height, width), rng)
-        assert_same_mining(cam)
+        same_mining(cam)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_adversarial_maps(shape: tuple[int, int], connectivity: int) -> None:
+def test_adversarial_maps(shape: tuple[int, int], connectivity: int, same_mining: SameMining) -> None:
     cam = torch.stack([values for _, values in maps.adversarial(*shape)])[:, None]
-    assert_same_mining(cam, connectivity=connectivity)
+    same_mining(cam, connectivity=connectivity)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 255])
-def test_steps(steps: int, rng: np.random.Generator) -> None:
-    assert_same_mining(maps.smooth((3, 2, 19, 23), rng), steps=steps)
+def test_steps(steps: int, rng: np.random.Generator, same_mining: SameMining) -> None:
+    same_mining(maps.smooth((3, 2, 19, 23), rng), steps=steps)
 
 
 @pytest.mark.parametrize("threshold", [1e-30, 0.05, 0.6, 0.95, 1 - 2**-24])
-def test_cam_thresholds(threshold: float, rng: np.random.Generator) -> None:
-    assert_same_mining(maps.smooth((6, 3, 21, 30), rng), threshold=threshold)
+def test_cam_thresholds(threshold: float, rng: np.random.Generator, same_mining: SameMining) -> None:
+    same_mining(maps.smooth((6, 3, 21, 30), rng), threshold=threshold)
 
 
 @pytest.mark.parametrize("mode", ["normalized", "raw"])
 @pytest.mark.parametrize("select", ["components", "peak"])
 @pytest.mark.parametrize("upsample", [1, 2, 3])
-def test_box_settings(mode: str, select: str, upsample: int, rng: np.random.Generator) -> None:
+def test_box_settings(
+    mode: str, select: str, upsample: int, rng: np.random.Generator, same_mining: SameMining
+) -> None:
     for shape in ((1, 1), (7, 31), (16, 24)):
         cam = maps.smooth((4, 3, *shape), rng)
         for max_overlap, max_boxes in ((0.5, 3), (0.0, 5), (1.0, 2)):
-            assert_same_mining(
+            same_mining(
                 cam,
                 mode=mode,
                 select=select,
@@ -92,15 +113,15 @@ def test_box_settings(mode: str, select: str, upsample: int, rng: np.random.Gene
 
 
 @pytest.mark.parametrize("shape", [(100, 75), (64, 64), (130, 200)])
-def test_larger_maps(shape: tuple[int, int], rng: np.random.Generator) -> None:
-    assert_same_mining(maps.smooth((2, 2, *shape), rng))
+def test_larger_maps(shape: tuple[int, int], rng: np.random.Generator, same_mining: SameMining) -> None:
+    same_mining(maps.smooth((2, 2, *shape), rng))
     noise = torch.from_numpy(rng.standard_normal((1, 1, *shape)).astype(np.float32))
-    assert_same_mining(noise, thresholds=(0.8,))
+    same_mining(noise, thresholds=(0.8,))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 0, 8, 8)])
-def test_no_images_or_no_classes(shape: tuple[int, ...]) -> None:
-    assert_same_mining(torch.zeros(shape))
+def test_no_images_or_no_classes(shape: tuple[int, ...], same_mining: SameMining) -> None:
+    same_mining(torch.zeros(shape))
 
 
 def test_masks_fully_erased() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from cxr_fast import ops
 
+pytestmark = pytest.mark.cpu_only
+
 OPERATORS = torch.ops.cxr_fast
 SIZES = [(None, 64, 48), (torch.tensor([[64.0, 48.0], [32.0, 99.0]], dtype=torch.float64), 0, 0)]
 CHECKS = (

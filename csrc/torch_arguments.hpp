@@ -1,0 +1,125 @@
+// What the CPU and the CUDA operators check of their arguments, over torch's stable ABI.
+//
+// cxr_fast/ops checks first and explains what is wrong; these checks keep a direct call of torch.ops
+// from reading past a buffer.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/kernels.hpp"
+
+namespace cxr::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline Shape shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Shape(sizes.begin(), sizes.end());
+}
+
+inline void require(const Tensor& t, int64_t dim, ScalarType dtype, const char* name) {
+  STD_TORCH_CHECK(t.dim() == dim && t.scalar_type() == dtype, name, ": expected ", dim,
+                  " dimensions and another dtype; call the function of cxr_fast.ops, which checks");
+}
+
+inline void require_shape(const Tensor& t, const Shape& shape, const char* name) {
+  STD_TORCH_CHECK(shape_of(t) == shape, name,
+                  " has another shape than its partner; call the function of cxr_fast.ops");
+}
+
+template <class T>
+T* out(Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <class T>
+const T* in(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+inline Dtype dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half:
+      return Dtype::float16;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::Double:
+      return Dtype::float64;
+    default:
+      STD_TORCH_CHECK(false, name, ": expected float16, bfloat16, float32 or float64");
+  }
+}
+
+inline ScalarType accumulator(Dtype dtype) {
+  return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Maps maps_of(const Tensor& t) {
+  const auto s = t.sizes();
+  STD_TORCH_CHECK(s[2] >= 1 && s[3] >= 1, "maps: expected a height and width of at least 1");
+  return {s[0], s[1], s[2], s[3]};
+}
+
+inline void check_connectivity(int64_t connectivity) {
+  STD_TORCH_CHECK(connectivity == 4 || connectivity == 8, "connectivity: expected 4 or 8");
+}
+
+inline MiningOptions mining_options(int64_t steps, double threshold, int64_t connectivity,
+                                    int64_t first_step) {
+  STD_TORCH_CHECK(steps >= 1 && first_step >= 1 && first_step + steps <= 256,
+                  "steps: expected 1 to 255 in all");
+  check_connectivity(connectivity);
+  return {static_cast<int>(steps), static_cast<float>(threshold), static_cast<int>(connectivity),
+          static_cast<int>(first_step)};
+}
+
+inline void check_steps(int64_t steps) {
+  STD_TORCH_CHECK(steps >= 1 && steps <= 255, "steps: expected 1 to 255");
+}
+
+inline Mode mode_of(const std::string& mode) {
+  STD_TORCH_CHECK(mode == "normalized" || mode == "raw", "mode: expected normalized or raw");
+  return mode == "raw" ? Mode::raw : Mode::normalized;
+}
+
+inline void check_box_options(int64_t images, const std::optional<Tensor>& image_sizes,
+                              const std::string& select, int64_t max_boxes, int64_t upsample,
+                              int64_t connectivity) {
+  STD_TORCH_CHECK(select == "components" || select == "peak", "select: components or peak");
+  STD_TORCH_CHECK(max_boxes >= 1 && max_boxes <= 255, "max_boxes: expected 1 to 255");
+  STD_TORCH_CHECK(upsample >= 1 && upsample <= 64, "upsample: expected 1 to 64");
+  check_connectivity(connectivity);
+  if (image_sizes) {
+    require(*image_sizes, 2, ScalarType::Double, "image_size");
+    require_shape(*image_sizes, {images, 2}, "image_size");
+  }
+}
+
+// The shape of a batch of masks [..., H, W].
+struct MaskBatch {
+  int64_t images, height, width;
+};
+
+inline MaskBatch check_mask(const Tensor& mask, int64_t connectivity) {
+  STD_TORCH_CHECK(mask.dim() >= 2 && mask.scalar_type() == ScalarType::Bool,
+                  "mask: expected bool [..., H, W]");
+  check_connectivity(connectivity);
+  const int64_t height = mask.size(mask.dim() - 2), width = mask.size(mask.dim() - 1);
+  STD_TORCH_CHECK(height <= 32768 && width <= 32768, "mask: expected sides of at most 32768");
+  return {mask.numel() > 0 ? mask.numel() / (height * width) : 0, height, width};
+}
+
+}  // namespace cxr::binding
