@@ -57,7 +57,7 @@ def test_aggregate_heatmap(case: str, race: Callable[[Case], None], place: Place
         Peer("reference", by_reference, close, graph=True),
         Peer("torch, looked up", looked_up, close, graph=True),
     ]
-    if place.cuda:
+    if place.cuda and cam.shape[-1] <= 32:  # compiling takes seconds
         compiled = torch.compile(by_reference, dynamic=False)
         peers.append(Peer("torch.compile of the reference", compiled, close, graph=True))
     work = Work(cam.numel() * (4 + 1 + 4))  # reads the CAM and erased_at, writes the heatmap

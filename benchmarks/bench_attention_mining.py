@@ -98,7 +98,9 @@ def test_attention_mining(case: str, race: Callable[[Case], None], place: Place)
     x, w = made(case, place)
     installed, peers, note = labellers(), [], ""
     without = "(no heatmap, no boxes)"
-    if label := installed.get("skimage"):
+    # Seconds a call on a GPU's batch: once for each kind of features is enough there.
+    slow = place.cuda and not place.quick and "channels_last" in case
+    if (label := installed.get("skimage")) and not slow:
         equal = equal_maps(ops.attention_mining(x, w), literal(label, x, w, inputs.STEPS))
         note = f"{int(equal.sum())} of {equal.numel()} maps equal to literal"
         peers.append(Peer(f"literal by matmul {without}", partial(literal, label), same))

@@ -44,13 +44,11 @@ def label_components_cases(place: Place) -> list[Masks]:
     return [Masks(kind, shape) for kind in KINDS for shape in shapes]
 
 
-def same(ours: Tensor, theirs: object) -> None:
+def same(ours: Tensor, theirs: Tensor | np.ndarray | list[Tensor | np.ndarray]) -> None:
     if isinstance(theirs, list):
-        theirs = np.stack([np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-                           for labels in theirs])  # fmt: skip
-    elif isinstance(theirs, Tensor):
-        theirs = theirs.cpu().numpy()
-    assert_same_components(ours.cpu().numpy(), np.asarray(theirs))
+        stack = torch.stack if isinstance(theirs[0], Tensor) else np.stack
+        theirs = stack(theirs)
+    assert_same_components(ours, theirs)
 
 
 def cpu_peers(many: bool) -> list[Peer]:

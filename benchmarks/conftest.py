@@ -16,6 +16,7 @@ from cxr_fast.mining import resolve_device
 
 PLACE = pytest.StashKey[Place]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
+WRITTEN = pytest.StashKey[Path]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,7 +69,10 @@ def race_fixture(
             benchmark(lambda: None)  # else pytest-benchmark complains of a fixture not used
             return
         outcome = race(case, place)
-        request.config.stash[OUTCOMES].append(outcome)
+        outcomes = request.config.stash[OUTCOMES]
+        outcomes.append(outcome)
+        if folder := request.config.getoption("--out"):  # a run that is cut short keeps what it has
+            request.config.stash[WRITTEN] = write_results(outcomes, place, folder)
         # For those who use pytest-benchmark's own storage and comparison.
         benchmark.extra_info["case"] = case.name
         if outcome.best_peer is not None:
@@ -100,5 +104,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.write_line("")
     terminalreporter.write(render(outcomes, place))
-    if folder := config.getoption("--out"):
-        terminalreporter.write_line(f"written: {write_results(outcomes, place, folder)}")
+    if WRITTEN in config.stash:
+        terminalreporter.write_line(f"written: {config.stash[WRITTEN]}")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cxr_fast.benchmarks.place import peer_module
 
@@ -56,18 +58,23 @@ def label_each(label: Labeller, masks: np.ndarray) -> list[np.ndarray]:
     return [label(mask) for mask in masks]
 
 
-def assert_same_components(ours: np.ndarray, theirs: np.ndarray) -> None:
+def assert_same_components(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> None:
     """[N, H, W], equal up to renumbering: a label of one is one label of the other, and back.
 
     Labels are at most H*W and start again in every image, or run on from image to image.
     """
+    # Some libraries count in unsigned integers, with which torch does not calculate.
+    ours, theirs = (
+        torch.from_numpy(v.astype(np.int64)) if isinstance(v, np.ndarray) else v.to(torch.int64)
+        for v in (ours, theirs)
+    )
     assert ours.shape == theirs.shape
     foreground = ours > 0
-    np.testing.assert_array_equal(foreground, theirs > 0)
+    assert torch.equal(foreground, theirs > 0), "the masks of the labels differ"
     # Numbers may start again in every image; these do not.
-    image = np.arange(len(ours), dtype=np.int64)[:, None, None] * ours[0].size
+    image = torch.arange(len(ours), device=ours.device)[:, None, None] * ours[0].numel()
     a, b = ((image + labels)[foreground] for labels in (ours, theirs))
     for labels, others in ((a, b), (b, a)):
-        partner = np.zeros(labels.max(initial=0) + 1, np.int64)
+        partner = others.new_zeros(int(labels.max()) + 1 if len(labels) else 1)
         partner[labels] = others
-        np.testing.assert_array_equal(partner[labels], others)
+        assert torch.equal(partner[labels], others), "a component of one is several of the other"
