@@ -1,1 +1,1 @@
-"""Device code: Triton and CUDA kernels, with nothing of the package in them."""
+"""Device code only, free of torch C++ types; installed as ``cxr_fast.kernels``."""

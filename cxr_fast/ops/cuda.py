@@ -156,7 +156,8 @@ def _cam(features: Tensor, weight: Tensor) -> Tensor:
         return reference.cam(features, weight)
     from cxr_fast.kernels import cam
 
-    return cam.cam(features, weight)
+    result: Tensor = cam.cam(features, weight)
+    return result
 
 
 def _cam_backward(
@@ -168,7 +169,8 @@ def _cam_backward(
         return backward_reference(grad, features, weight, need_features, need_weight)
     from cxr_fast.kernels import cam
 
-    return cam.cam_backward(grad, features, weight, need_features, need_weight)
+    of_features, of_weight = cam.cam_backward(grad, features, weight, need_features, need_weight)
+    return of_features, of_weight
 
 
 def _mine_attention(
@@ -181,9 +183,10 @@ def _mine_attention(
 ) -> tuple[Tensor, Tensor]:
     from cxr_fast.kernels import mine_attention as kernel
 
-    if max(cam.shape[-2:]) > kernel.MOST_SIDE or not _has_tensor_cores(cam):
+    if max(cam.shape[-2:]) > kernel.LARGEST_SIDE or not _has_tensor_cores(cam):
         return reference.mine_attention(cam, steps, threshold, connectivity, erased_at, first_step)
-    return kernel.mine_attention(cam, steps, threshold, connectivity, erased_at, first_step)
+    erased, extent = kernel.mine_attention(cam, steps, threshold, connectivity, erased_at, first_step)
+    return erased, extent
 
 
 def _mine_cam(
@@ -221,7 +224,8 @@ def _label_components(mask: Tensor, connectivity: int) -> Tensor:
         return reference.label_components(mask, connectivity)
     from cxr_fast.kernels import label_components as kernel
 
-    return kernel.label_components(mask, connectivity)
+    labels: Tensor = kernel.label_components(mask, connectivity)
+    return labels
 
 
 TRITON: dict[str, dict[str, Callable[..., Any]]] = {
