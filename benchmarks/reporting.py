@@ -150,7 +150,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
-        "cuda_kernels": getattr(ops, "CUDA_KERNELS", {}),
+        "cuda_kernels": ops.CUDA_KERNELS,
     }
 
 
