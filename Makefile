@@ -70,8 +70,7 @@ check: $(VENV)/.installed-$(TORCH)-dev  ## Lint, types, layers, C++ format
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files "*.cpp" "*.hpp" "*.cu" "*.cuh")
 
 bench: $(VENV)/.installed-$(TORCH)-dev  ## Race the operators against their peers
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet -o testpaths=benchmarks \
-	  -o python_files='bench_*.py' --results benchmarks/results
+	$(BIN)/cxr-fast bench --out benchmarks/results
 
 wheel: $(BIN)/python  ## Build the wheel into dist/
 	$(TOOLS)

@@ -2,122 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-import cv2
-import inputs
 import numpy as np
-import pytest
 import torch
-from conftest import Race
-from labelling import EIGHT
-from racing import Peer, Work
-from scipy import ndimage
 from torch import Tensor
 
 from cxr_fast import ops, reference
+from cxr_fast.benchmarks import inputs
+from cxr_fast.benchmarks.boxes import boxes_at_once, boxes_each, component_finders
+from cxr_fast.benchmarks.place import Place
+from cxr_fast.benchmarks.racing import Case, Peer
+from cxr_fast.benchmarks.roofline import Work
 from cxr_fast.reference import HeatmapBoxes
 
 THRESHOLDS = (60 / 255, 180 / 255)
 SIZE = 1024  # pixels of the square image
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in cells
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-Components = Callable[[np.ndarray], Iterator[Box]]
 
 
-def scipy_components(mask: np.ndarray) -> Iterator[Box]:
-    for rows, columns in ndimage.find_objects(ndimage.label(mask, EIGHT)[0]):
-        yield columns.start, rows.start, columns.stop, rows.stop
+@dataclass(frozen=True)
+class Maps:
+    shape: tuple[int, int, int, int]
+    upsample: int = 1
+
+    def __str__(self) -> str:
+        return f"{inputs.sides(self.shape)} upsample {self.upsample}"
 
 
-def cv2_components(mask: np.ndarray) -> Iterator[Box]:
-    stats = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)[2]
-    for x, y, width, height, _ in stats[1:].tolist():
-        yield x, y, x + width, y + height
+def heatmap_boxes_cases(place: Place) -> list[Maps]:
+    if place.quick:
+        return [Maps((2, 3, 16, 16)), Maps((1, 3, 16, 16), 2)]
+    many = (inputs.GPU_BATCH if place.cuda else inputs.CPU_BATCH, 14, 32, 32)
+    return [Maps(many), Maps(many, 4), Maps((1, 14, 512, 512))]
 
 
-def boxes_by(components: Components, heatmap: np.ndarray, upsample: int) -> Found:
-    """heatmap [M, H, W]: boxes [M, 3, 4], scores [M, 3] and counts [M], a map at a time."""
-    boxes = np.zeros((len(heatmap), 3, 4), np.float32)
-    scores = np.zeros((len(heatmap), 3), np.float32)
-    counts = np.zeros(len(heatmap), np.int32)
-    lo, hi = heatmap.min((1, 2), keepdims=True), heatmap.max((1, 2), keepdims=True)
-    normalized = (heatmap - lo) / (hi - lo)
-    if upsample > 1:  # the stated order of operations, for the same bits
-        from_numpy = torch.from_numpy(normalized)
-        normalized = reference.upsample_bilinear(from_numpy, upsample).numpy()
-    height, width = normalized.shape[1:]
-    cell = np.array([SIZE / width, SIZE / height] * 2)
-    for m, h in enumerate(normalized):
-        candidates = [box for cut in THRESHOLDS for box in components(h >= np.float32(cut))]
-        kept = suppress([(score(h, box), box) for box in candidates])
-        counts[m] = len(kept)
-        for k, (value, box) in enumerate(kept):
-            boxes[m, k], scores[m, k] = box * cell, value
-    return boxes, scores, counts
+def same(ours: HeatmapBoxes, theirs: tuple[np.ndarray | Tensor, ...]) -> None:
+    boxes, scores, counts = (values.flatten(0, 1).cpu().numpy() for values in ours)
+    arrays = [v.cpu().numpy() if isinstance(v, Tensor) else v for v in theirs]
+    np.testing.assert_array_equal(counts, arrays[2].reshape(counts.shape))
+    np.testing.assert_array_equal(boxes, arrays[0].reshape(boxes.shape))
+    np.testing.assert_allclose(scores, arrays[1].reshape(scores.shape), rtol=1e-6)
 
 
-def score(h: np.ndarray, box: Box) -> np.float32:
-    x1, y1, x2, y2 = box
-    return np.float32(h[y1:y2, x1:x2].mean(dtype=np.float64))
-
-
-def area(box: Box) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def suppress(candidates: Sequence[tuple[np.float32, Box]]) -> list[tuple[np.float32, Box]]:
-    kept: list[tuple[np.float32, Box]] = []
-    for value, box in sorted(candidates, key=lambda it: (-it[0], -area(it[1]), it[1][1], it[1][0])):
-        if len(kept) == 3:
-            break
-        if not any(overlap(box, other) > 0.5 for _, other in kept):
-            kept.append((value, box))
-    return kept
-
-
-def overlap(a: Box, b: Box) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    return width * height / (area(a) + area(b) - width * height)
-
-
-def same_as_torch(ours: HeatmapBoxes, theirs: HeatmapBoxes) -> None:
-    same(ours, tuple(values.flatten(0, 1).numpy() for values in theirs))
-
-
-def same(ours: HeatmapBoxes, theirs: Found) -> None:
-    boxes, scores, counts = (values.flatten(0, 1).numpy() for values in ours)
-    np.testing.assert_array_equal(counts, theirs[2])
-    np.testing.assert_array_equal(boxes, theirs[0])
-    np.testing.assert_allclose(scores, theirs[1], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("shape", "upsample"),
-    [((8, 14, 32, 32), 1), ((8, 14, 32, 32), 4), ((1, 14, 512, 512), 1)],
-    ids=inputs.sides,
-)
-def test_heatmap_boxes(shape: tuple[int, int, int, int], upsample: int, race: Race) -> None:
-    cam = inputs.maps(*shape)
+def test_heatmap_boxes(case: Maps, race: Callable[[Case], None], place: Place) -> None:
+    cam = inputs.maps(*case.shape).to(place.device)
     heatmap: Tensor = ops.aggregate_heatmap(cam, ops.mine_attention(cam))
-    flat = heatmap.flatten(0, 1).numpy()
     arguments = {
         "image_size": (SIZE, SIZE),
         "thresholds": THRESHOLDS,
         "select": "components",
-        "upsample": upsample,
+        "upsample": case.upsample,
     }
-    peers = [
-        Peer("cv2, each map", partial(boxes_by, cv2_components, flat, upsample), same),
-        Peer("scipy, each map", partial(boxes_by, scipy_components, flat, upsample), same),
-    ]
-    if shape[-1] == 32 and upsample == 1:  # a readable loop; minutes on more
-        by_reference = partial(reference.heatmap_boxes, heatmap, **arguments)
-        peers.append(Peer("reference", by_reference, same_as_torch))
+
+    def each(components: Callable[..., object]) -> Callable[[Tensor], object]:
+        # From a GPU the maps are fetched: that is what such code does.
+        return lambda heatmap: boxes_each(
+            components, heatmap.flatten(0, 1).cpu().numpy(), THRESHOLDS, case.upsample, SIZE
+        )
+
+    def at_once(heatmap: Tensor) -> tuple[Tensor, ...]:
+        maps = heatmap.flatten(0, 1)
+        return boxes_at_once(ops.label_components, maps, THRESHOLDS, case.upsample, SIZE)
+
+    peers = [Peer(f"{name}, each map", each(find), same) for name, find in component_finders().items()]
+    peers.append(Peer("torch around ops.label_components", at_once, same))
+    if (
+        case.shape[-1] <= 32 and case.upsample == 1 and not place.cuda
+    ):  # a readable loop; minutes on more
+        peers.append(Peer("reference", partial(reference.heatmap_boxes, **arguments), same))
+    ours = partial(ops.heatmap_boxes, **arguments)
     work = Work(heatmap.numel() * 4)
-    case = f"heatmap_boxes {inputs.sides(shape)} upsample {upsample}"
-    race(case, lambda: ops.heatmap_boxes(heatmap, **arguments), peers, work)
+    race(Case(f"heatmap_boxes {case}", (heatmap,), ours, peers, work=work))
+
+
+def test_mining_after_the_cam(case: str, race: Callable[[Case], None], place: Place) -> None:
+    """Everything behind the CAM in one call, beside our own operators one by one."""
+    cam = inputs.maps(*map(int, case.split("x"))).to(place.device)
+
+    def one_by_one(cam: Tensor) -> HeatmapBoxes:
+        mined = ops.mine_attention(cam)
+        ops.masked_gap(cam, mined.erased_at)
+        return ops.heatmap_boxes(ops.aggregate_heatmap(cam, mined))
+
+    def equal(ours: HeatmapBoxes, theirs: HeatmapBoxes) -> None:
+        torch.testing.assert_close(tuple(theirs), tuple(ours), rtol=0, atol=0)
+
+    peers = [Peer("operators one by one", one_by_one, equal)]
+    # Reads the CAM; writes erased_at and the heatmap.
+    work = Work(cam.numel() * (4 + 1 + 4))
+    race(Case(f"mine_cam {case}", (cam,), lambda cam: ops.mine_cam(cam).found, peers, work=work))
+
+
+def mining_after_the_cam_cases(place: Place) -> list[str]:
+    if place.quick:
+        return ["2x3x16x16"]
+    return [f"{inputs.GPU_BATCH if place.cuda else inputs.CPU_BATCH}x14x32x32"]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import inputs
-import pytest
+from collections.abc import Callable
+
 import torch
-from conftest import Race
-from racing import Peer, Work
 from torch import Tensor
 
 from cxr_fast import ops, reference
+from cxr_fast.benchmarks import inputs
+from cxr_fast.benchmarks.place import Place
+from cxr_fast.benchmarks.racing import Case, Peer
+from cxr_fast.benchmarks.roofline import Work
+
+
+def masked_gap_cases(place: Place) -> list[str]:
+    if place.quick:
+        return ["2x3x16x16"]
+    n = inputs.GPU_BATCH if place.cuda else inputs.CPU_BATCH
+    return [f"{n}x14x32x32", f"{n}x14x100x75", "1x14x1024x1024"]
 
 
 def binned(cam: Tensor, erased_at: Tensor, steps: int = 3) -> Tensor:
@@ -22,7 +31,7 @@ def binned(cam: Tensor, erased_at: Tensor, steps: int = 3) -> Tensor:
 
 def multiplied(cam: Tensor, erased_at: Tensor, steps: int = 3) -> Tensor:
     """Eq. 2 as written: a mask for each step, in one broadcast product."""
-    step = torch.arange(1, steps + 1)[:, None]
+    step = torch.arange(1, steps + 1, device=cam.device)[:, None]
     flat = erased_at.flatten(2)[:, :, None]
     alive = (flat == 0) | (flat >= step)
     return torch.einsum("ncp,nctp->nct", cam.flatten(2), alive.float()) / cam[0, 0].numel()
@@ -32,16 +41,16 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 14, 32, 32), (8, 14, 100, 75), (1, 14, 1024, 1024)], ids=inputs.sides
-)
-def test_masked_gap(shape: tuple[int, int, int, int], race: Race) -> None:
-    cam = inputs.maps(*shape)
+def test_masked_gap(case: str, race: Callable[[Case], None], place: Place) -> None:
+    cam = inputs.maps(*map(int, case.split("x"))).to(place.device)
     erased_at = ops.mine_attention(cam).erased_at
     peers = [
-        Peer("reference", lambda: reference.masked_gap(cam, erased_at), close),
-        Peer("torch, binned", lambda: binned(cam, erased_at), close),
-        Peer("torch, multiplied", lambda: multiplied(cam, erased_at), close),
+        Peer("reference", reference.masked_gap, close, graph=True),
+        Peer("torch, binned", binned, close, graph=True),
+        Peer("torch, multiplied", multiplied, close, graph=True),
     ]
-    case = f"masked_gap {inputs.sides(shape)}"
-    race(case, lambda: ops.masked_gap(cam, erased_at), peers, Work(cam.numel() * (4 + 1)))
+    if place.cuda and cam.shape[-1] <= 32:  # compiling takes seconds
+        compiled = torch.compile(reference.masked_gap, dynamic=False)
+        peers.append(Peer("torch.compile of the reference", compiled, close, graph=True))
+    work = Work(cam.numel() * (4 + 1))
+    race(Case(f"masked_gap {case}", (cam, erased_at), ops.masked_gap, peers, work=work))

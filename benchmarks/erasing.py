@@ -1,4 +1,4 @@
-"""Attention mining of CAMs with numpy and another library's labelling, as peers.
+"""Attention mining of CAMs around another library's labelling, as peers: numpy, or torch on a GPU.
 
 Erased pixels become minus infinity in a working copy, so that one comparison gives the alive
 foreground. The least value need not be searched again: what a step erases lies above its cut.
@@ -7,18 +7,21 @@ foreground. The least value need not be searched again: what a step erases lies 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
-import cv2
 import numpy as np
-from labelling import LABELLERS, label_batch
+import torch
+from torch import Tensor
+
+from cxr_fast.benchmarks import gpu_labelling
+from cxr_fast.benchmarks.labelling import Labeller, label_batch
 
 # foreground [H, W] bool and the peak's flat index in, the mask of its component out.
 Component = Callable[[np.ndarray, int], np.ndarray]
 
 
-def labelled(labeller: str) -> Component:
+def labelled(label: Labeller) -> Component:
     """The peak's component by labelling all of them."""
-    label = LABELLERS[labeller]
 
     def component(foreground: np.ndarray, peak: int) -> np.ndarray:
         labels = label(foreground)
@@ -27,15 +30,19 @@ def labelled(labeller: str) -> Component:
     return component
 
 
-def flooded(foreground: np.ndarray, peak: int) -> np.ndarray:
+def flooded(cv2: ModuleType) -> Component:
     """The peak's component by cv2.floodFill from the peak."""
-    fill = foreground.view(np.uint8)
-    y, x = divmod(peak, fill.shape[1])
-    cv2.floodFill(fill, None, (x, y), 2, flags=8)
-    return fill == 2
+
+    def component(foreground: np.ndarray, peak: int) -> np.ndarray:
+        fill = foreground.view(np.uint8)
+        y, x = divmod(peak, fill.shape[1])
+        cv2.floodFill(fill, None, (x, y), 2, flags=8)
+        return fill == 2
+
+    return component
 
 
-def mine_each(cam: np.ndarray, component: Component, steps: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def mine_each(component: Component, cam: np.ndarray, steps: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """cam [M, H, W]: erased_at [M, H, W] uint8 and extent [M, T, 2], a map at a time."""
     erased_at = np.zeros(cam.shape, np.uint8)
     extent = np.empty((len(cam), steps, 2), np.float32)
@@ -54,7 +61,7 @@ def mine_each(cam: np.ndarray, component: Component, steps: int = 3) -> tuple[np
     return erased_at, extent
 
 
-def mine_batch(cam: np.ndarray, labeller: str = "cv2", steps: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def mine_batch(label: Labeller, cam: np.ndarray, steps: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """As ``mine_each``, with every numpy call and one labelling a step on all maps at once."""
     erased_at = np.zeros(cam.shape, np.uint8)
     extent = np.empty((len(cam), steps, 2), np.float32)
@@ -66,7 +73,7 @@ def mine_batch(cam: np.ndarray, labeller: str = "cv2", steps: int = 3) -> tuple[
         hi = work[every, y, x]
         extent[:, t] = np.stack((lo, hi), 1)
         cut = np.where(hi > lo, lo + np.float32(0.5) * (hi - lo), np.inf)
-        labels = label_batch(labeller, work >= cut[:, None, None])
+        labels = label_batch(label, work >= cut[:, None, None])
         # A constant map has no foreground, and its peak's label is 0: match nothing.
         wanted = labels[every, y, x].astype(np.int64)
         wanted[wanted == 0] = -1
@@ -74,3 +81,31 @@ def mine_batch(cam: np.ndarray, labeller: str = "cv2", steps: int = 3) -> tuple[
         work[chosen] = -np.inf
         erased_at[chosen] = t + 1
     return erased_at, extent
+
+
+def mine_on_gpu(label: gpu_labelling.Labeller, cam: Tensor, steps: int = 3) -> tuple[Tensor, Tensor]:
+    """cam [N, C, H, W]: erased_at alike and extent [N, C, T, 2]; ``mine_batch`` with torch."""
+    n, c, height, width = cam.shape
+    work = cam.flatten(2).flatten(0, 1).clone()
+    erased_at = torch.zeros(work.shape, dtype=torch.uint8, device=cam.device)
+    lo, extent = work.amin(1, keepdim=True), []
+    for t in range(1, steps + 1):
+        peak = work.argmax(1, keepdim=True)
+        hi = work.gather(1, peak)
+        extent.append(torch.cat((lo, hi), 1))
+        cut = torch.where(hi > lo, lo + 0.5 * (hi - lo), torch.inf)
+        labels = label((work >= cut).view(-1, height, width)).flatten(1)
+        wanted = labels.gather(1, peak)
+        chosen = (labels == wanted) & (wanted > 0)
+        work.masked_fill_(chosen, -torch.inf)
+        erased_at.masked_fill_(chosen, t)
+    return erased_at.view_as(cam), torch.stack(extent, 1).view(n, c, steps, 2)
+
+
+def mine_by_cupyx(cam: Tensor, steps: int = 3) -> tuple[Tensor, Tensor]:
+    """The same, with a call of cupyx for every map and step."""
+
+    def each(masks: Tensor) -> Tensor:
+        return torch.stack(gpu_labelling.cupyx_each(masks))
+
+    return mine_on_gpu(each, cam, steps)

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# The sizes of the paper's network on 512x512 images: a batch on two cores, and its own on a GPU.
+CHANNELS, SIDE, CLASSES, STEPS = 768, 32, 14, 3
+CPU_BATCH, GPU_BATCH = 8, 64
+
 
 def features(n: int, d: int, side: int, seed: int = 0) -> Tensor:
     """Average-pooled noise [N, D, side, side], float32."""
@@ -43,6 +47,20 @@ def noise(n: int, height: int, width: int, density: float = 0.5, seed: int = 4) 
     return torch.rand(n, height, width, generator=generator) < density
 
 
+def snakes(n: int, height: int, width: int) -> Tensor:
+    """Masks [N, side, side], each one ``snake``."""
+    return _repeated(snake(min(height, width)), n)
+
+
+def spirals(n: int, height: int, width: int) -> Tensor:
+    """Masks [N, side, side], each one ``spiral``."""
+    return _repeated(spiral(min(height, width)), n)
+
+
+def _repeated(mask: np.ndarray, n: int) -> Tensor:
+    return torch.from_numpy(mask).expand(n, *mask.shape).contiguous()
+
+
 def snake(side: int) -> np.ndarray:
     """One component as long as can be: full rows joined at alternating ends."""
     mask = np.zeros((side, side), bool)
@@ -56,13 +74,11 @@ def spiral(side: int) -> np.ndarray:
     """One component a pixel wide that winds inwards, a pixel of gap between its turns."""
     mask = np.zeros((side, side), bool)
     y, x, dy, dx = 0, 0, 0, 1
-    mask[0, 0] = True
     legs = [side - 1] * 3 + [leg for leg in range(side - 3, 0, -2) for _ in (0, 1)]
     for leg in legs:
-        for _ in range(leg):
-            y, x = y + dy, x + dx
-            mask[y, x] = True
-        dy, dx = dx, -dy
+        next_y, next_x = y + leg * dy, x + leg * dx
+        mask[min(y, next_y) : max(y, next_y) + 1, min(x, next_x) : max(x, next_x) + 1] = True
+        y, x, dy, dx = next_y, next_x, dx, -dy
     return mask
 
 

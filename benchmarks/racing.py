@@ -1,9 +1,7 @@
 """Interleaved timing: ours and every peer take turns in one run, and medians are compared.
 
 Machines are shared and change speed by the second. Two numbers taken a minute apart compare the
-minutes; numbers taken in turns compare the code. The floor of a case is measured in the same turns:
-a plain read of as many bytes as the operator must move, and a large matrix product for the rate of
-fused multiply-adds.
+minutes; numbers taken in turns compare the code.
 """
 
 from __future__ import annotations
@@ -13,42 +11,71 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
+from torch import Tensor
 
-Run = Callable[[], Any]
+from cxr_fast.benchmarks.place import Place
+from cxr_fast.benchmarks.roofline import Probe, Roofline, Work, probes, roofline
+from cxr_fast.benchmarks.timers import Run, Timer, timer_for, wall_timer
+
 Check = Callable[[Any, Any], None]
 
 SLICE = 0.01  # seconds that a runner may take in one turn; always one call at least
-MOST_CALLS = 50  # in one turn
-LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-# Two ways to read float32 rows once; the faster one counts.
-READERS = {"sum": torch.sum, "mv": lambda rows: torch.mv(rows, rows[0])}
-PRODUCT_SIDE = 1024  # of the square matrices that show the rate of multiply-adds
+LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+# A case's inputs are copied until they are so many times as large as the GPU's L2 cache.
+CACHES = 4
+MOST_COPIES = 256
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another way to compute the same thing; ``check(ours, theirs)`` raises where they differ."""
+    """Another way to compute the same thing; ``check(ours, theirs)`` raises where they differ.
+
+    ``run`` is called with what ``prepare`` made of the inputs, outside the time (None: the inputs).
+    ``graph``: on a GPU, time it from a CUDA graph, too; for what launches on torch's stream only.
+    """
 
     name: str
-    run: Run
+    run: Callable[..., Any]
     check: Check
+    prepare: Callable[..., tuple[Any, ...]] | None = None
+    graph: bool = False
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a case cannot do without: bytes read and written once, and floating-point operations."""
+class Yardstick:
+    """Other work, timed in the same turns; ours is given in percent of it. Nothing to be equal."""
 
-    moved_bytes: int
-    flops: int = 0
+    name: str
+    run: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A race to run. ``inputs`` are tensors; ours, peers and yardsticks are called with them.
+
+    ``work`` None: no floor. ``images``: how many a call takes, to report a rate, too. ``memory``:
+    report the peak of device memory. ``wall``: time host and device together, by the wall clock.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    ours: Callable[..., Any]
+    peers: Sequence[Peer] = ()
+    yardsticks: Sequence[Yardstick] = ()
+    work: Work | None = None
+    note: str = ""
+    images: int = 0
+    memory: bool = False
+    wall: bool = False
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median, the quartiles, and how many calls they come from."""
+    """Seconds: the median, the quartiles, and how many samples they come from."""
 
     median: float
     lower: float
@@ -58,65 +85,156 @@ class Timing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case, raced: timings of ours and each peer, and the floor in seconds."""
+    """One case, raced. ``graphs``: the same work replayed from a CUDA graph, for those that can.
+
+    ``floor`` in seconds, None without stated work; ``peak_bytes`` of device memory, where asked.
+    """
 
     case: str
     ours: Timing
-    peers: dict[str, Timing]
-    floor: float
+    peers: dict[str, Timing] = field(default_factory=dict)
+    yardsticks: dict[str, Timing] = field(default_factory=dict)
+    graphs: dict[str, Timing] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    roofline: Roofline | None = None
+    floor: float | None = field(init=False)
     note: str = ""
-    best_peer: str = field(init=False)
+    images: int = 0
+    best_peer: str | None = field(init=False)
 
     def __post_init__(self) -> None:
-        best = min(self.peers, key=lambda name: self.peers[name].median)
+        best = min(self.peers, key=lambda name: self.peers[name].median, default=None)
         object.__setattr__(self, "best_peer", best)
+        object.__setattr__(self, "floor", self.roofline and self.roofline.floor)
 
     def ratio(self, peer: str) -> float:
         """How many times as long the peer takes."""
         return self.peers[peer].median / self.ours.median
 
     @property
-    def floor_reached(self) -> float:
-        """1 = as fast as the machine moves the bytes or multiplies the numbers."""
-        return self.floor / self.ours.median
+    def floor_reached(self) -> float | None:
+        """1 = as fast as the machine moves the bytes or multiplies the numbers.
+
+        From a graph where there is one: a launch by the processor is no work of the device.
+        """
+        fastest = self.graphs.get("ours", self.ours).median
+        return None if self.floor is None else self.floor / fastest
 
 
-def race(
-    case: str, ours: Run, peers: Sequence[Peer], work: Work, seconds: float, note: str = ""
-) -> Outcome:
-    """Times everything in turns for about ``seconds``, at least LEAST_ROUNDS turns each."""
-    runs = {"ours": ours} | {f"peer {peer.name}": peer.run for peer in peers} | _floor_runs(work)
-    timings = _take_turns(runs, seconds)
-    floor = min(timings[reader].median for reader in READERS)
-    if work.flops:
-        rate = 2 * PRODUCT_SIDE**3 / timings["flops"].median
-        floor = max(floor, work.flops / rate)
-    by_peer = {peer.name: timings[f"peer {peer.name}"] for peer in peers}
-    return Outcome(case, timings["ours"], by_peer, floor, note)
+def check_equality(case: Case) -> None:
+    """Raises where a peer's result is not ours. Every function has run once after this."""
+    result = case.ours(*case.inputs)
+    for peer in case.peers:
+        prepared = case.inputs if peer.prepare is None else peer.prepare(*case.inputs)
+        try:
+            peer.check(result, peer.run(*prepared))
+        except AssertionError as error:
+            error.add_note(f"the result of the peer {peer.name!r} differs from ours")
+            raise
+    for yardstick in case.yardsticks:
+        yardstick.run(*case.inputs)
 
 
-def _floor_runs(work: Work) -> dict[str, Run]:
-    # The buffer is as large as the case, so that it lies in the same level of cache.
-    rows = torch.ones(max(work.moved_bytes // 4096, 1), 1024)
-    runs: dict[str, Run] = {name: partial(read, rows) for name, read in READERS.items()}
-    if work.flops:
-        a, b = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE)
-        runs["flops"] = lambda: torch.matmul(a, b)
-    return runs
+def race(case: Case, place: Place) -> Outcome:
+    """Times everything in turns for about ``place.seconds``, at least a few turns each."""
+    timer = wall_timer(place.device) if case.wall else timer_for(place.device)
+    copies = [case.inputs] if case.wall else rotated(case.inputs, place)
+    runners = _runners(case, copies)
+    floor_probes: dict[str, Probe] = probes(case.work, place) if case.work else {}
+    entries = {name: Entry(_in_turn(runs)) for name, runs in runners.items()}
+    for name in ("ours", *(f"peer {peer.name}" for peer in case.peers if peer.graph)):
+        if replay := timer.captured(runners[name]):
+            entries[f"graph {name}"] = Entry(replay, len(runners[name]))
+    entries |= {f"probe {name}": Entry(probe.run) for name, probe in floor_probes.items()}
+    timings = take_turns(entries, timer, place)
+
+    def of(kind: str) -> dict[str, Timing]:
+        return {n.removeprefix(kind): t for n, t in timings.items() if n.startswith(kind)}
+
+    roof = None
+    if case.work:
+        probed = {name: (floor_probes[name], t.median) for name, t in of("probe ").items()}
+        roof = roofline(case.work, probed)
+    graphs = {name.removeprefix("peer "): t for name, t in of("graph ").items()}
+    return Outcome(
+        case.name,
+        timings["ours"],
+        of("peer "),
+        of("beside "),
+        graphs,
+        _peaks(runners, timer) if case.memory else {},
+        roof,
+        case.note,
+        case.images,
+    )
 
 
-def _take_turns(runs: dict[str, Run], seconds: float) -> dict[str, Timing]:
-    calls = {name: _calls_in_a_turn(run) for name, run in runs.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
+def rotated(inputs: tuple[Tensor, ...], place: Place) -> list[tuple[Tensor, ...]]:
+    """The inputs, and on a GPU copies of them: together larger than its cache, as real data is."""
+    size = sum(value.numel() * value.element_size() for value in inputs)
+    if not place.cuda or place.quick or size == 0:
+        return [inputs]
+    cache_bytes = torch.cuda.get_device_properties(place.device).L2_cache_size
+    return [inputs] + [
+        tuple(value.clone() for value in inputs) for _ in range(copies_to_make(size, cache_bytes))
+    ]
+
+
+def copies_to_make(size: int, cache_bytes: int) -> int:
+    """How many besides the inputs themselves, at least one."""
+    return min(max(-(-CACHES * cache_bytes // size), 2), MOST_COPIES) - 1
+
+
+def _runners(case: Case, copies: Sequence[tuple[Tensor, ...]]) -> dict[str, list[Run]]:
+    """By name, a call for each copy of the inputs."""
+
+    def bound(run: Callable[..., Any], prepare: Callable[..., tuple[Any, ...]] | None) -> list[Run]:
+        prepared = copies if prepare is None else [prepare(*copy) for copy in copies]
+        return [lambda arguments=arguments: run(*arguments) for arguments in prepared]
+
+    runners = {"ours": bound(case.ours, None)}
+    runners |= {f"peer {peer.name}": bound(peer.run, peer.prepare) for peer in case.peers}
+    return runners | {f"beside {it.name}": bound(it.run, None) for it in case.yardsticks}
+
+
+def _in_turn(runs: Sequence[Run]) -> Run:
+    following = cycle(runs)
+    return lambda: next(following)()
+
+
+def _peaks(runners: dict[str, list[Run]], timer: Timer) -> dict[str, int]:
+    peaks = {name: timer.peak_bytes(runs[0]) for name, runs in runners.items()}
+    return {
+        name.removeprefix("peer ").removeprefix("beside "): peak
+        for name, peak in peaks.items()
+        if peak is not None
+    }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something to time; one call of ``run`` does the work ``times`` over."""
+
+    run: Run
+    times: int = 1
+
+
+def take_turns(entries: dict[str, Entry], timer: Timer, place: Place) -> dict[str, Timing]:
+    """Medians of all, each sampled for a SLICE in its turn."""
+    calls = {name: _calls_in_a_turn(entry, timer) for name, entry in entries.items()}
+    taken: dict[str, list[float]] = {name: [] for name in entries}
+    order = list(entries)
+    least = 2 if place.quick else LEAST_ROUNDS
     gc.collect()
     gc.disable()
     try:
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + place.seconds
         rounds = 0
-        while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < end):
+        while rounds < least or (rounds < MOST_ROUNDS and time.perf_counter() < end):
             for name in order:
-                taken[name] += [_time(runs[name]) for _ in range(calls[name])]
+                entry = entries[name]
+                seconds = timer.sample(entry.run, calls[name])
+                taken[name] += [value / entry.times for value in seconds]
             order.append(order.pop(0))  # nobody always follows the same neighbour's cache
             rounds += 1
     finally:
@@ -124,14 +242,11 @@ def _take_turns(runs: dict[str, Run], seconds: float) -> dict[str, Timing]:
     return {name: _timing(times) for name, times in taken.items()}
 
 
-def _calls_in_a_turn(run: Run) -> int:
-    return min(max(int(SLICE / _time(run)), 1), MOST_CALLS)
-
-
-def _time(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def _calls_in_a_turn(entry: Entry, timer: Timer) -> int:
+    (seconds,) = timer.sample(entry.run, 1)
+    if seconds < 1:  # the first call warms up; calls of seconds need no second one
+        (seconds,) = timer.sample(entry.run, 1)
+    return min(max(int(SLICE / max(seconds, 1e-9)), 1), timer.most_calls)
 
 
 def _timing(times: list[float]) -> Timing:

@@ -97,7 +97,7 @@ def load_miner(
     (a file that is no model), or ValueError for a precision or device that this machine lacks.
     """
     classifier, card = load_checkpoint(model_path(model))
-    where = _device(device)
+    where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     folded = fold(classifier).to(where, dtype)
     folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
@@ -133,7 +133,8 @@ def _cpu_multiplies_bfloat16() -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
-def _device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """What ``auto`` means here; ValueError for a name that is none, or a GPU that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

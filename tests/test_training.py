@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cxr_fast import training
+from cxr_fast.losses import classification_loss
 from cxr_fast.models import Architecture, ModelCard
 from cxr_fast.phantom import PhantomSettings, write_archive
-from cxr_fast.training import LabelledImages, TrainingSettings, classification_loss, train_base
+from cxr_fast.training import LabelledImages, TrainingSettings, base, train_base
 
 CARD = ModelCard(Architecture("resnet18", "bilinear", 0.125, 1), ("left", "right"), 64)
 
@@ -51,7 +52,7 @@ def test_patients_do_not_straddle_the_validation_split(
     squares: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[torch.Tensor]] = {"train": [], "validation": []}
-    augment, predict = training._augment, training.predict
+    augment, predict = base._augment, base.predict
 
     def watched(pixels: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
         seen["train"].append(pixels)
@@ -61,8 +62,8 @@ def test_patients_do_not_straddle_the_validation_split(
         seen["validation"].append(images)
         return predict(model, images, *rest)
 
-    monkeypatch.setattr(training, "_augment", watched)
-    monkeypatch.setattr(training, "predict", judged)
+    monkeypatch.setattr(base, "_augment", watched)
+    monkeypatch.setattr(base, "predict", judged)
     train_base(squares, CARD, TrainingSettings(epochs=1, batch_size=16, validation=0.25))
     patient_of = {bytes(i.numpy()): p for i, p in zip(squares.images, squares.patients, strict=True)}
     trained, held = (

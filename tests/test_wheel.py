@@ -52,5 +52,6 @@ def test_wheel_in_two_fresh_environments(tmp_path: Path) -> None:
 
     with_torch = python_of(tmp_path / "with")
     call(with_torch, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt",
-         f"{wheel}[torch]", cwd=tmp_path)  # fmt: skip
+         f"{wheel}[bench]", cwd=tmp_path)  # fmt: skip
     call(with_torch, "-c", WITH_TORCH, cwd=tmp_path)
+    call(with_torch, "-m", "cxr_fast.cli", "bench", "--quick", "--only", "masked_gap", cwd=tmp_path)

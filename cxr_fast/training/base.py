@@ -21,6 +21,7 @@ from cxr_fast import metrics
 from cxr_fast.archive.chestxray14 import read_labels, read_split
 from cxr_fast.archive.images import UnreadableImage, read_image, to_input
 from cxr_fast.config import BOXED_FINDINGS
+from cxr_fast.losses import classification_loss
 from cxr_fast.models import Classifier, ModelCard, build
 
 # Called after every epoch with (epoch, epochs, training loss, AUROC of each class).
@@ -189,22 +190,6 @@ def train_base(
     assert best is not None  # at least one epoch
     model.load_state_dict(best[2])
     return TrainedModel(model.eval(), best[3], best[1])
-
-
-def classification_loss(logits: Tensor, labels: Tensor, balance: str = "none") -> Tensor:
-    """Binary cross-entropy averaged over images and classes (Eq. 2-3).
-
-    logits [N, C], labels [N, C] in {0, 1}. ``balance="wang"``: positives and negatives of the batch
-    weighted by (P+N)/P and (P+N)/N.
-    """
-    if balance == "none":
-        return nn.functional.binary_cross_entropy_with_logits(logits, labels)
-    positives = labels.sum()
-    total = labels.numel()
-    weight = torch.where(
-        labels > 0, total / positives.clamp(min=1), total / (total - positives).clamp(min=1)
-    )
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels, weight)
 
 
 @torch.no_grad()
