@@ -90,6 +90,13 @@ def gpu_peers(cam: Tensor) -> list[Peer]:
         Peer(f"loop around {name}", partial(erasing.mine_on_gpu, label), equal_tensors)
         for name, label in labelled.items()
     ]
+    if peer_module("triton"):
+        from cxr_fast.kernels import mine_attention as rival
+
+        if max(cam.shape[2:]) <= rival.LARGEST_SIDE:
+            settings = {"steps": 3, "threshold": 0.5, "connectivity": 8}
+            in_one = partial(rival.mine_attention, **settings, erased_at=None, first_step=1)
+            peers.append(Peer("Triton, all steps in one launch", in_one, equal_tensors, graph=True))
     if peer_module("cupyx.scipy.ndimage"):
         peers.append(Peer("loop around cupyx, each map", erasing.mine_by_cupyx, equal_tensors))
     return peers

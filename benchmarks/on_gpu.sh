@@ -4,43 +4,34 @@
 #
 #   benchmarks/on_gpu.sh [OUT]
 #
-# OUT (default build/on_gpu) gets summary.txt, a log of every step, env.txt, and the table and JSON of the
-# benchmarks. A step that fails or runs out of time does not stop the others; the exit status says whether
-# all went well. Variables:
+# OUT (default build/on_gpu) gets summary.txt, a log of every step, env.txt, and in operators/ and
+# training/ the table and JSON of the benchmarks. A step that fails or runs out of time does not stop the
+# others; the exit status says whether all went well. Variables:
 #   PYTHON   the interpreter whose torch is used (python3)
 #   DEVICE   cuda, cuda:1, ...; cpu tries the script out where there is no GPU
-#   MINUTES  after these, no further step begins (8)
 #   CXR_FAST_COMMIT  what was measured, where the folder is no git repository
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export out device venv python
 out=$(realpath -m "${1:-build/on_gpu}")
 device=${DEVICE:-cuda}
 venv=$(realpath -m build/on_gpu_venv)
 python="$venv/bin/python"
 mkdir -p "$out"
 : >"$out/summary.txt"
-failed=0
-export PYTHONUNBUFFERED=1 OPENCV_LOG_LEVEL=ERROR
+export PYTHONUNBUFFERED=1
 
 say() { echo "$*" | tee -a "$out/summary.txt"; }
 
 # step NAME SECONDS COMMAND...: with a limit, its output in OUT/NAME.log, the end of it here if it fails.
 step() {
-  local name=$1 limit=$2 start=$SECONDS status
+  local name=$1 limit=$2 start=$SECONDS status verdict=ok
   shift 2
-  if ((SECONDS > ${MINUTES:-8} * 60)); then
-    say "$(printf '%-22s not begun: out of time' "$name")"
-    failed=1
-    return 1
-  fi
-  timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
+  timeout --kill-after=10 "$limit" bash -c '"$@"' -- "$@" >"$out/$name.log" 2>&1
   status=$?
-  say "$(printf '%-22s %4d s  %s' "$name" $((SECONDS - start)) \
-    "$( ((status == 0)) && echo ok || echo "FAILED ($status)")")"
-  if ((status != 0)); then
-    failed=1
-    tail -n 25 "$out/$name.log"
-  fi
+  ((status == 0)) || verdict="FAILED ($status)"
+  say "$(printf '%-16s %4d s  %s' "$name" $((SECONDS - start)) "$verdict")"
+  ((status == 0)) || tail -n 25 "$out/$name.log"
   return $status
 }
 
@@ -55,39 +46,49 @@ environment() {
   "$python" -m pip list 2>/dev/null | grep -iE "^(torch|triton|numpy|cupy|kornia|opencv|scipy|scikit)" || true
 }
 
-# As many workers as help; a test run by one worker shares the GPU with the others.
-tests() { "$python" -m pytest -p no:cacheprovider -n "$(nproc --ignore=2 2>/dev/null || echo 2)" "$@"; }
+# tests WORKERS ARGUMENTS...: side by side where pytest-xdist is there.
+tests() {
+  local workers=$1
+  shift
+  "$python" -c "import xdist" 2>/dev/null && set -- -n "$workers" "$@"
+  "$python" -m pytest -p no:cacheprovider "$@"
+}
+
+# by WAY EXPRESSION: the tests that only a GPU can run, on what CXR_FAST_CUDA leaves.
+by() { CXR_FAST_CUDA=$1 "$python" -m pytest -p no:cacheprovider tests/cuda/test_on_gpu.py -k "$2"; }
 
 sanitize() { compute-sanitizer --tool "$1" --error-exitcode 1 "$python" tests/cuda/small_set.py; }
 
-bench() { "$python" -m cxr_fast.cli bench --device "$device" --out "$out" "$@"; }
+bench() { "$python" -m cxr_fast.cli bench --device "$device" "$@"; }
 
-export -f build environment tests sanitize bench
-export python venv out device
-run() { local name=$1 limit=$2; shift 2; step "$name" "$limit" bash -c '"$@"' -- "$@"; }
+export -f build environment tests by sanitize bench
 
-run build 150 build || exit 1
-run env 60 environment
+step build 150 build || exit 1
+step env 60 environment
 cp "$out/env.log" "$out/env.txt"
 cat "$out/env.txt"
 
 if [[ $device == cuda* ]]; then
-  run tests-gpu 150 tests tests/cuda
-  run tests-operators 150 tests tests/ops --device "$device"
-  run tests-nvrtc 60 env CXR_FAST_CUDA=nvrtc "$python" -m pytest -q -p no:cacheprovider tests/cuda/test_on_gpu.py -k "slowly or agree"
-  run tests-triton 60 env CXR_FAST_CUDA=triton "$python" -m pytest -q -p no:cacheprovider tests/cuda/test_on_gpu.py -k "agree"
+  # What is only right or wrong shares the machine; what is timed has it alone.
+  step tests-gpu 200 tests 3 tests/cuda &
+  step tests-operators 200 tests 5 tests/ops tests/kernels --device "$device" &
+  step tests-rest 200 tests 4 tests --ignore tests/ops --ignore tests/cuda --ignore tests/kernels &
   if command -v compute-sanitizer >/dev/null; then
-    run memcheck 90 sanitize memcheck
-    run racecheck 90 sanitize racecheck
+    step memcheck 200 sanitize memcheck &
+    step racecheck 200 sanitize racecheck &
   else
-    say "compute-sanitizer is not here"
+    say "compute-sanitizer is not here: no memcheck, no racecheck"
   fi
-  run bench-operators 240 bench --seconds 1 --only "not pipeline and not training"
-  run bench-training 60 bench --seconds 1 --only training
-  run tests-rest 150 tests tests --ignore tests/ops --ignore tests/cuda
+  wait
+  step by-nvrtc 60 by nvrtc "slowly or agree" &
+  step by-triton 60 by triton agree &
+  wait
+  step training 80 bench --seconds 1 --only "training or backbone" --out "$out/training"
+  step operators 260 bench --seconds 1 --only "not training and not backbone and not pipeline" \
+    --out "$out/operators"
 else
-  run tests-operators 300 tests tests/cuda
-  run bench 200 bench --quick
+  step tests-gpu 300 tests 2 tests/cuda
+  step operators 200 bench --quick --out "$out/operators"
 fi
-say "$((SECONDS)) s in all"
-exit $failed
+say "$SECONDS s in all"
+! grep -q FAILED "$out/summary.txt"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import ModuleType
 
 import numpy as np
@@ -59,9 +56,10 @@ def test_what_a_gpu_runs_agrees(module: ModuleType, name: str, monkeypatch: pyte
     """The GPU's branch of every case, on CPU tensors: without compiling, and without Triton."""
     monkeypatch.setattr(Place, "cuda", True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(
-        gpu_labelling, "peer_module", lambda name: None if name == "triton" else peer_module(name)
-    )
+    for at in (gpu_labelling, bench_mine_attention):
+        monkeypatch.setattr(
+            at, "peer_module", lambda name: None if name == "triton" else peer_module(name)
+        )
     place = Place(torch.device("cpu"), quick=True)
     for case in getattr(module, f"{name}_cases")(place):
         getattr(module, f"test_{name}")(case, check_equality, place)
@@ -123,21 +121,3 @@ def test_components_are_compared_up_to_renumbering() -> None:
     for wrong in ([[[1, 0, 1]], [[1, 1, 0]]], [[[1, 0, 2]], [[1, 2, 0]]], [[[1, 1, 2]], [[1, 1, 0]]]):
         with pytest.raises(AssertionError):
             assert_same_components(ours, np.array(wrong))
-
-
-UNION_FIND = """
-import torch
-from cxr_fast import ops
-from cxr_fast.benchmarks import inputs
-from cxr_fast.benchmarks.labelling import assert_same_components
-from cxr_fast.benchmarks.place import Place, peer_module
-from cxr_fast.benchmarks.triton_labelling import union_find
-for masks in (inputs.noise(2, 17, 23), inputs.blobs(1, 32, 32), inputs.spirals(1, 16, 16)):
-    assert_same_components(ops.label_components(masks).numpy(), union_find(masks).numpy())
-"""
-
-
-def test_union_find_in_triton() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", UNION_FIND], check=True, timeout=120, env=environment)

@@ -65,9 +65,10 @@ def functions_of(module: ModuleType) -> set[str]:
 
 
 def test_names_of_ops() -> None:
-    assert set(ops.__all__) == {"CPU_KERNELS", *RESULTS, *FUNCTIONS}
+    assert set(ops.__all__) == {"CPU_KERNELS", "CUDA_KERNELS", *RESULTS, *FUNCTIONS}
     assert len(ops.__all__) == len(set(ops.__all__))
     assert isinstance(ops.CPU_KERNELS, str)
+    assert isinstance(ops.CUDA_KERNELS, dict)
 
 
 def test_every_module_has_the_same_functions() -> None:

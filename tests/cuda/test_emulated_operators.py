@@ -1,4 +1,4 @@
-"""The tests of the operators themselves, on the CUDA kernels: ``pytest tests/ops --device emulated``."""
+"""The tests of the operators, on the CUDA kernels: ``pytest tests/ops --device emulated``."""
 
 from __future__ import annotations
 
