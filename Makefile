@@ -13,11 +13,15 @@ SOURCES := $(shell find csrc CMakeLists.txt pyproject.toml constraints.txt -type
 
 ifeq ($(TORCH),system)
 VENV_FLAGS := --system-site-packages
+# PYTHON may be of a virtual environment, whose packages another one does not see by itself.
+SEE_TORCH = $(PYTHON) -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" \
+  > "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch_of_python.pth"
 INSTALL_TORCH := $(BIN)/python -c "import torch; v = tuple(map(int, torch.__version__.split('.')[:2])); \
   assert v >= (2, 11), 'TORCH=system needs torch >= 2.11, found ' + torch.__version__"
 INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation -e
 else
 VENV_FLAGS :=
+SEE_TORCH :=
 INSTALL_TORCH := $(BIN)/python -m pip install --quiet -c constraints.txt torch
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e
 endif
@@ -32,6 +36,7 @@ help:  ## Say what there is to make
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(SEE_TORCH)
 
 # Installed once, and again when a source that is compiled or a dependency changes.
 $(VENV)/.installed-$(TORCH): $(SOURCES) | $(BIN)/python

@@ -36,7 +36,10 @@ step() {
 }
 
 build() {
+  # The interpreter may be a virtual environment itself, whose packages another one does not see.
   "${PYTHON:-python3}" -m venv --system-site-packages "$venv" &&
+    "${PYTHON:-python3}" -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" \
+      >"$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch_of_python.pth" &&
     "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
 }
 
