@@ -36,9 +36,7 @@ def assert_mined(
     torch.testing.assert_close(extent.cpu(), expected.extent, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    ("shape", "connectivity"), [((1, 2), 4), ((9, 1), 8), ((4, 7), 4), ((4, 7), 8), ((6, 33), 8)]
-)
+@pytest.mark.parametrize(("shape", "connectivity"), [((9, 1), 8), ((4, 7), 4), ((6, 33), 8)])
 def test_adversarial_maps(shape: tuple[int, int], connectivity: int, device: str) -> None:
     cam = torch.stack([h for _, h in maps.adversarial(*shape)])
     assert_mined(cam[None], 2, connectivity=connectivity, device=device)
@@ -66,7 +64,7 @@ def test_staged_calls(device: str, rng: np.random.Generator) -> None:
     assert_mined(maps.smooth((2, 3, 9, 14), rng), 1, 0.5, 8, erased_at, 255, device)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     cam=hnp.arrays(
         np.float32,
@@ -99,7 +97,7 @@ def assert_labelled(mask: torch.Tensor, connectivity: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 530), (3, 4), (9, 21), (14, 41)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 530), (3, 4), (14, 41)])
 def test_masks(
     shape: tuple[int, int], connectivity: int, device: str, rng: np.random.Generator
 ) -> None:
@@ -110,8 +108,8 @@ def test_masks(
 
 
 def test_long_columns_across_blocks(device: str) -> None:
-    mask = torch.ones(700, 2, dtype=torch.bool)
-    mask[:, 1] = torch.arange(700) % 3 == 0
+    mask = torch.ones(600, 2, dtype=torch.bool)
+    mask[:, 1] = torch.arange(600) % 3 == 0
     assert_labelled(mask, 4, device)
 
 
@@ -122,7 +120,7 @@ def test_batches_and_strides(device: str, rng: np.random.Generator) -> None:
     assert label_components(torch.zeros(0, 5, 5, dtype=torch.bool).to(device), 8).shape == (0, 5, 5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     mask=hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)),
     connectivity=st.sampled_from([4, 8]),
