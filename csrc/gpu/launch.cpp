@@ -23,6 +23,8 @@ constexpr int64_t kMostBlocks = 2147483647;
 // Images that do not fit the device or the driver: NVRTC may still make one.
 constexpr int kInvalidImage = 200, kNoBinaryForGpu = 209, kUnsupportedPtx = 222, kJitTooOld = 223;
 
+constexpr int kCapturing = 900;
+
 struct LoadedUnit {
   Module module = nullptr;
   std::string how;
@@ -121,6 +123,11 @@ class DeviceCode {
         return;
       }
       loaded.module = nullptr;
+      if (status == kCapturing) {
+        throw std::runtime_error(
+            "the CUDA kernels of " + name +
+            " cannot be loaded while a graph is captured; call the operator once before");
+      }
       if (status != kInvalidImage && status != kNoBinaryForGpu && status != kUnsupportedPtx &&
           status != kJitTooOld) {
         require_success(status, "cannot load the CUDA kernels of " + name);
