@@ -42,16 +42,21 @@ class _Group(click.Group):
             ) from error
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # A line with nothing but a backspace keeps click from filling the paragraph after it.
+    help="""Mine disease locations out of chest X-rays that have image-level labels only.
+
+\b
+Try it:  cxr-fast phantom demo/archive --images 60
+         cxr-fast mine demo/archive/images --model demo --out demo/run --overlays 6
+""",
+)
 @click.version_option(__version__, prog_name="cxr-fast")
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
-    r"""Mine disease locations out of chest X-rays that have image-level labels only.
-
-    \b
-    Try it:  cxr-fast phantom demo/archive --images 60
-             cxr-fast mine demo/archive/images --model demo --out demo/run --overlays 6
-    """
+    """The command; what it does is in its subcommands."""
 
 
 def _threads_option(command: _Command) -> _Command:
