@@ -1,5 +1,6 @@
-// A stand-in for libcuda.so.1 that runs the kernels of kernels/*.cu on the CPU, so that the real bindings
-// and launcher run against it on CPU tensors: grids, parameters, scratch and all. Compiled with
+// A stand-in for libcuda.so.1 that runs the kernels of kernels/*.cu on the CPU, so that the real
+// bindings and launcher run against it on CPU tensors: grids, parameters, scratch and all. Compiled
+// with
 // `-include cuda_on_cpu.hpp`, which has to come before any kernel.
 #include "aggregate_heatmap.cu"
 #include "heatmap_boxes.cu"
