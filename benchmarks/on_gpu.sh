@@ -19,7 +19,7 @@ venv=$(realpath -m build/on_gpu_venv)
 python="$venv/bin/python"
 mkdir -p "$out"
 : >"$out/summary.txt"
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 PATH="$PATH:/usr/local/cuda/bin"
 
 say() { echo "$*" | tee -a "$out/summary.txt"; }
 
@@ -37,7 +37,7 @@ step() {
 
 build() {
   # The interpreter may be a virtual environment itself, whose packages another one does not see.
-  "${PYTHON:-python3}" -m venv --system-site-packages "$venv" &&
+  "${PYTHON:-python3}" -m venv --without-pip --system-site-packages "$venv" &&
     "${PYTHON:-python3}" -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" \
       >"$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch_of_python.pth" &&
     "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
@@ -60,11 +60,21 @@ tests() {
 # by WAY EXPRESSION: the tests that only a GPU can run, on what CXR_FAST_CUDA leaves.
 by() { CXR_FAST_CUDA=$1 "$python" -m pytest -p no:cacheprovider tests/cuda/test_on_gpu.py -k "$2"; }
 
-sanitize() { compute-sanitizer --tool "$1" --error-exitcode 1 "$python" tests/cuda/small_set.py; }
+# Without torch's cache of memory every tensor is an allocation, whose end the sanitizer knows.
+memcheck() {
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no \
+    --error-exitcode 1 "$python" tests/cuda/small_set.py
+}
+
+synccheck() { compute-sanitizer --tool synccheck --error-exitcode 1 "$python" tests/cuda/small_set.py; }
+
+# It also reports what union-find does on purpose, parents in shared memory that are read while others
+# lower them (union_find.cuh): its log is to be read.
+racecheck() { compute-sanitizer --tool racecheck "$python" tests/cuda/small_set.py --without-triton; }
 
 bench() { "$python" -m cxr_fast.cli bench --device "$device" "$@"; }
 
-export -f build environment tests by sanitize bench
+export -f build environment tests by memcheck synccheck racecheck bench
 
 step build 150 build || exit 1
 step env 60 environment
@@ -77,8 +87,7 @@ if [[ $device == cuda* ]]; then
   step tests-operators 200 tests 5 tests/ops tests/kernels --device "$device" &
   step tests-rest 200 tests 4 tests --ignore tests/ops --ignore tests/cuda --ignore tests/kernels &
   if command -v compute-sanitizer >/dev/null; then
-    step memcheck 200 sanitize memcheck &
-    step racecheck 200 sanitize racecheck &
+    for tool in memcheck synccheck racecheck; do step $tool 200 $tool & done
   else
     say "compute-sanitizer is not here: no memcheck, no racecheck"
   fi

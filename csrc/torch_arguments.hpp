@@ -81,6 +81,8 @@ inline MiningOptions mining_options(int64_t steps, double threshold, int64_t con
                                     int64_t first_step) {
   STD_TORCH_CHECK(steps >= 1 && first_step >= 1 && first_step + steps <= 256,
                   "steps: expected 1 to 255 in all");
+  const float cut = static_cast<float>(threshold);  // of the range, so that the peak lies above it
+  STD_TORCH_CHECK(cut > 0.0f && cut < 1.0f, "threshold: expected a number above 0 and below 1");
   check_connectivity(connectivity);
   return {static_cast<int>(steps), static_cast<float>(threshold), static_cast<int>(connectivity),
           static_cast<int>(first_step)};

@@ -182,7 +182,9 @@ def aggregate_heatmap(cam: Tensor, mined: MinedAttention, mode: str = "normalize
         held = h.where(alive, held)
         total = total + held
     finite = ~mined.extent.isnan().any(-1).any(-1)
-    return (total / steps).where(finite[..., None, None], torch.nan)
+    # A tensor, since torch divides CUDA tensors by a number by multiplying with its reciprocal.
+    mean = total / torch.full((), float(steps), device=total.device)
+    return mean.where(finite[..., None, None], torch.nan)
 
 
 def upsample_bilinear(heatmap: Tensor, factor: int) -> Tensor:

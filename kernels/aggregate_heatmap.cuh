@@ -10,13 +10,13 @@ __device__ inline float aggregated(const AggregateParameters& p, long long map, 
   const float* extent = p.extent + map * p.steps * 2;
   const float* cam = p.cam + map * p.area + pixel;
   // "Never" (0) becomes 255: alive at every step.
-  const int life = static_cast<unsigned char>(p.erased_at[map * p.area + pixel] - 1);
-  float total = 0.0f, held = 0.0f, h = cam[0];
+  const int life = static_cast<unsigned char>(__ldg(p.erased_at + map * p.area + pixel) - 1);
+  float total = 0.0f, held = 0.0f, h = __ldg(cam);
   bool finite = true;
   for (int t = 0; t < p.steps; ++t) {
     const float lo = __ldg(extent + 2 * t), hi = __ldg(extent + 2 * t + 1);
     finite = finite && lo == lo && hi == hi;
-    if (p.step_stride && t > 0) h = cam[t * p.step_stride];
+    if (p.step_stride && t > 0) h = __ldg(cam + t * p.step_stride);
     float v = h;
     if (p.normalized) {
       const float spread = __fsub_rn(hi, lo);

@@ -1,7 +1,7 @@
 // Boxes from heatmaps: cut at several thresholds, a tight box around each component, score, rank,
 // suppress.
 //
-// One block a map, blocks take maps in turn. In attention_mining the block makes the heatmap first. The
+// One block a map, blocks take maps in turn. In attention_mining the block makes the heatmap, too. The
 // normalised (and upsampled) map, the parents of its union-find and the candidates of all thresholds
 // lie in a workspace: shared memory where they fit, else a slice of global memory for each block.
 // Components become candidates at their roots; each run of pixels then widens its component's box by
@@ -54,18 +54,32 @@ __device__ inline Workspace workspace_of(const BoxParameters& p, unsigned char* 
 }
 
 // Fills w.heat. False, for all threads alike, if the map is constant or not finite.
-__device__ inline bool prepare_heat(const BoxParameters& p, const float* heatmap, const Workspace& w) {
+__device__ inline bool prepare_heat(const BoxParameters& p, long long map, const Workspace& w) {
   __shared__ float least[32], greatest[32];
   __shared__ int breaks[32];
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int area = p.height * p.width;
+  float* source = p.upsample > 1 ? w.source : w.heat;
   float lo = infinity(), hi = -infinity();
   bool broken = false;
-  for (int i = thread; i < area; i += threads) {
-    const float v = heatmap[i];
+  const auto take = [&](int i, float v) {
+    source[i] = v;
     broken |= !is_finite(v);
     lo = fminf(lo, v);
     hi = fmaxf(hi, v);
+  };
+  if (p.first.heatmap) {
+    float* heatmap = p.first.heatmap + map * area;
+#pragma unroll 4
+    for (int i = thread; i < area; i += threads) {
+      const float v = aggregated(p.first, map, i);
+      heatmap[i] = v;
+      take(i, v);
+    }
+  } else {
+    const float* heatmap = p.heatmap + map * area;
+#pragma unroll 4
+    for (int i = thread; i < area; i += threads) take(i, __ldg(heatmap + i));
   }
   broken = block_combine(__any_sync(kAllLanes, broken) ? 1 : 0, breaks,
                          [](int a, int b) { return a | b; }) != 0;
@@ -73,8 +87,7 @@ __device__ inline bool prepare_heat(const BoxParameters& p, const float* heatmap
   hi = block_combine(warp_greatest(hi), greatest, [](float a, float b) { return fmaxf(a, b); });
   const float spread = __fsub_rn(hi, lo);
   if (broken || !is_finite(spread) || !(hi > lo)) return false;
-  float* source = p.upsample > 1 ? w.source : w.heat;
-  for (int i = thread; i < area; i += threads) source[i] = normalized(heatmap[i], lo, spread);
+  for (int i = thread; i < area; i += threads) source[i] = normalized(source[i], lo, spread);
   __syncthreads();
   if (p.upsample == 1) return true;
   const int columns = p.width * p.upsample, pixels = area * p.upsample * p.upsample;
@@ -241,15 +254,9 @@ __device__ inline void boxes_of_map(const BoxParameters& p, long long map, const
   __shared__ int count;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   if (thread == 0) count = 0;
-  if (p.first.heatmap) {
-    for (int i = thread; i < p.height * p.width; i += threads) {
-      p.first.heatmap[map * p.first.area + i] = aggregated(p.first, map, i);
-    }
-  }
   __syncthreads();
-  const float* heatmap = p.heatmap + map * p.height * p.width;
   int kept = 0;
-  if (prepare_heat(p, heatmap, w)) {
+  if (prepare_heat(p, map, w)) {
     const int pixels = p.height * p.width * p.upsample * p.upsample;
     const int peak = p.peak_only ? first_maximum(w.heat, pixels) : 0;
     for (int t = 0; t < p.threshold_count; ++t) add_components(p, w, p.thresholds[t], peak, &count);

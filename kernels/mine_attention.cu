@@ -52,14 +52,16 @@ struct Columns<1> {
   __device__ float at(int y, int) const { return column[y]; }
 };
 
-// Calls body(y, r, bit) for every row y = 32 * r + bit below `height`: unrolled where the values lie in
-// registers, which have no run-time index; else as a loop, so that loads do not pile up in registers.
+// Calls body(y, r, bit) for every row y = 32 * r + bit: where the values lie in registers, which have
+// no run-time index, unrolled, and for rows from `height` on as well, since a branch a row costs more
+// than the row (their pixels are not present); else as a loop, so that loads do not pile up in
+// registers.
 template <int K, class Body>
 __device__ inline void for_each_row(int height, Body body) {
   if constexpr (K == 1) {
 #pragma unroll
     for (int y = 0; y < kWarpSide; ++y) {
-      if (y < height) body(y, 0, y);
+      body(y, 0, y);
     }
   } else {
 #pragma unroll
@@ -298,7 +300,8 @@ __device__ inline void mine_map_by_block(const MineParameters& p, long long map,
       }
     }
     __syncthreads();
-    const int root = root_of(parents, static_cast<int>(first_peak));
+    const int peak = static_cast<int>(first_peak);
+    const int root = parents[peak] == kBackground ? kBackground : root_of(parents, peak);
     const unsigned char t = static_cast<unsigned char>(p.first_step + step);
     for (int pixel = thread; pixel < area; pixel += threads) {
       if (parents[pixel] != kBackground && root_of(parents, pixel) == root) erased_at[pixel] = t;

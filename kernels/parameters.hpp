@@ -78,7 +78,6 @@ struct BoxParameters {
   long long workspace_bytes;
   long long maps;
   int classes, height, width, upsample;
-  int capacity;  // candidates that a map can have
   int max_boxes, peak_only, connectivity;
   double max_overlap;
   int threshold_count;

@@ -3,8 +3,8 @@
 // parents[p] is a pixel of the same component that comes no later in row-major order, or kBackground.
 // It starts as the first pixel of p's run (as far as one warp sees it), so that most unions are never
 // needed; `unite` then joins runs along the borders of warps and between rows. The root of a component
-// ends up as its first pixel in row-major order, whatever order the threads ran in: parents only ever
-// get smaller, so unite and find end, and the result is deterministic.
+// ends up as its first pixel in row-major order, whatever order the threads ran in: a parent is always
+// less than its pixel, so that all ways end, and the result is deterministic.
 #pragma once
 
 #include "device.cuh"
@@ -13,17 +13,30 @@ namespace cxr::gpu {
 
 constexpr int kBackground = -1;
 
-// Other threads lower parents meanwhile; any value that was once there leads to the root.
+// Other threads change parents meanwhile; any value that was once there leads to the root.
 __device__ inline int root_of(const int* parents, int p) {
   const volatile int* of = parents;
   for (int q = of[p]; q != p; q = of[p]) p = q;
   return p;
 }
 
+// The same, while uniting: every other pixel on the way is hung to its grandparent, so that ways stay
+// short. The store may undo what another thread's atomicMin did to a pixel that was no root any more;
+// that thread has seen so and goes on with what it displaced.
+__device__ inline int climb(int* parents, int p) {
+  volatile int* of = parents;
+  for (int q = of[p]; q != p; q = of[p]) {
+    const int above = of[q];
+    if (above != q) of[p] = above;
+    p = above;
+  }
+  return p;
+}
+
 __device__ inline void unite(int* parents, int a, int b) {
   for (;;) {
-    a = root_of(parents, a);
-    b = root_of(parents, b);
+    a = climb(parents, a);
+    b = climb(parents, b);
     if (a == b) return;
     if (a < b) {
       const int swapped = a;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -49,12 +50,14 @@ std::string key_of(const std::string& unit, const std::string& compiler) {
   return text;
 }
 
-// Another process may write the same file: each writes its own and renames it. A cache that cannot be
-// written costs time, nothing else.
+// Another process or thread may write the same file: each writes its own and renames it. A cache that
+// cannot be written costs time, nothing else.
 void store(const fs::path& path, const std::string& image) {
   std::error_code ignored;
   fs::create_directories(path.parent_path(), ignored);
-  const fs::path fresh = path.string() + "." + std::to_string(getpid());
+  static std::atomic<int> count{0};
+  const fs::path fresh =
+      path.string() + "." + std::to_string(getpid()) + "." + std::to_string(count.fetch_add(1));
   {
     std::ofstream file(fresh, std::ios::binary);
     file << image;
@@ -92,28 +95,40 @@ int target_of(int capability) {
   return best;
 }
 
+// What a unit is compiled to for a device, and where that is kept.
+struct Target {
+  std::string compiler, arch, how;
+  bool exact;  // machine code for the device itself, not PTX that its driver compiles
+  fs::path cached;
+
+  Target(const std::string& unit, int capability) {
+    int major = 0, minor = 0;
+    nvrtc().nvrtcVersion(&major, &minor);
+    const int target = target_of(capability);
+    exact = target == capability;
+    const std::string name = (exact ? "sm_" : "compute_") + std::to_string(target);
+    compiler = "NVRTC " + std::to_string(major) + "." + std::to_string(minor);
+    arch = "--gpu-architecture=" + name;
+    how = compiler + ", " + name;
+    const std::string file = unit + "-" + key_of(unit, compiler + arch) + (exact ? ".cubin" : ".ptx");
+    cached = fs::path(places().cache) / file;
+  }
+};
+
 }  // namespace
 
-std::string compile(const std::string& unit, int capability, std::string& how) {
-  int major = 0, minor = 0;
-  nvrtc().nvrtcVersion(&major, &minor);
-  const int target = target_of(capability);
-  const bool exact = target == capability;
-  const std::string compiler = "NVRTC " + std::to_string(major) + "." + std::to_string(minor);
-  // Machine code for the device itself; for one newer than NVRTC, PTX, which the driver compiles.
-  const std::string arch =
-      std::string("--gpu-architecture=") + (exact ? "sm_" : "compute_") + std::to_string(target);
+CompiledUnit compile(const std::string& unit, int capability) {
+  const Target target(unit, capability);
+  if (std::ifstream(target.cached).good()) return {read_file(target.cached), target.how, true};
+  return compile_anew(unit, capability);
+}
+
+CompiledUnit compile_anew(const std::string& unit, int capability) {
+  const Target target(unit, capability);
   const std::string include = "--include-path=" + places().sources;
   // No fused multiply-adds: a threshold must cut the same pixels as on a CPU.
-  const std::vector<const char*> options{arch.c_str(), include.c_str(), "--std=c++17", "--fmad=false"};
-  how = compiler + (exact ? ", sm_" : ", compute_") + std::to_string(target);
-
-  const std::string key = key_of(unit, compiler + arch);
-  const fs::path cached = fs::path(places().cache) / (unit + "-" + key + (exact ? ".cubin" : ".ptx"));
-  if (std::ifstream(cached).good()) {
-    how += ", cached";
-    return read_file(cached);
-  }
+  const std::vector<const char*> options{target.arch.c_str(), include.c_str(), "--std=c++17",
+                                         "--fmad=false"};
   const std::string source = read_file(fs::path(places().sources) / (unit + ".cu"));
   Program program = nullptr;
   if (nvrtc().nvrtcCreateProgram(&program, source.c_str(), (unit + ".cu").c_str(), 0, nullptr,
@@ -126,16 +141,16 @@ std::string compile(const std::string& unit, int capability, std::string& how) {
   std::string image;
   size_t size = 0;
   if (status == 0) {
-    (exact ? nvrtc().nvrtcGetCUBINSize : nvrtc().nvrtcGetPTXSize)(program, &size);
+    (target.exact ? nvrtc().nvrtcGetCUBINSize : nvrtc().nvrtcGetPTXSize)(program, &size);
     image.resize(size);
-    (exact ? nvrtc().nvrtcGetCUBIN : nvrtc().nvrtcGetPTX)(program, image.data());
+    (target.exact ? nvrtc().nvrtcGetCUBIN : nvrtc().nvrtcGetPTX)(program, image.data());
   }
   nvrtc().nvrtcDestroyProgram(&program);
   if (status != 0 || image.empty()) {
-    throw std::runtime_error(compiler + " cannot compile " + unit + ".cu:\n" + log);
+    throw std::runtime_error(target.compiler + " cannot compile " + unit + ".cu:\n" + log);
   }
-  store(cached, image);
-  return image;
+  store(target.cached, image);
+  return {image, target.how, false};
 }
 
 }  // namespace cxr::gpu

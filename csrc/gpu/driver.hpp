@@ -16,7 +16,7 @@ using Program = struct ProgramOpaque*;
 // Values of the driver's enumerations.
 constexpr int kMultiprocessors = 16, kCapabilityMajor = 75, kCapabilityMinor = 76,
               kMaxSharedBytesOptIn = 97;
-constexpr int kMaxDynamicSharedBytes = 8;
+constexpr int kMaxDynamicSharedBytes = 8, kPreferredSharedCarveout = 9, kMaxSharedCarveout = 100;
 
 struct Driver {
   int (*cuDeviceGet)(Device*, int ordinal);
@@ -66,8 +66,16 @@ const Nvrtc& nvrtc();
 // Throws std::runtime_error with the driver's own words unless `status` is 0.
 void require_success(int status, const std::string& what);
 
-// Machine code (or, for a device newer than NVRTC, PTX) of <sources>/<unit>.cu for a capability such as
-// 90; from the cache if it was compiled before. `how` says where it came from.
-std::string compile(const std::string& unit, int capability, std::string& how);
+// Machine code of <sources>/<unit>.cu, or for a device newer than NVRTC, PTX.
+struct CompiledUnit {
+  std::string image;
+  std::string how;  // by which NVRTC, for what
+  bool cached = false;
+};
+
+// For a capability such as 90; from the cache if it was compiled before. compile_anew replaces what is
+// cached. std::runtime_error with the compiler's words.
+CompiledUnit compile(const std::string& unit, int capability);
+CompiledUnit compile_anew(const std::string& unit, int capability);
 
 }  // namespace cxr::gpu

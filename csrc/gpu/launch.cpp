@@ -1,13 +1,16 @@
 #include "launch.hpp"
 
-#include <cstdlib>
+#include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "driver.hpp"
 
@@ -15,18 +18,36 @@ namespace cxr::gpu {
 
 namespace {
 
-constexpr const char* kUnits[] = {"mine_attention", "masked_gap", "aggregate_heatmap", "heatmap_boxes",
-                                  "label_components"};
+// Every file of kernels/ with its kernels. All of a file's are looked up when it is loaded: the driver
+// may load a kernel's code only then, which it cannot while a graph is captured.
+const std::map<std::string, std::vector<const char*>> kUnits{
+    {"mine_attention", {"mine_attention_32", "mine_attention_64", "mine_attention_any"}},
+    {"masked_gap",
+     {"masked_gap_float", "masked_gap_double", "masked_gap_backward_float",
+      "masked_gap_backward_double"}},
+    {"aggregate_heatmap", {"aggregate_heatmap"}},
+    {"heatmap_boxes", {"heatmap_boxes_shared", "heatmap_boxes_global"}},
+    {"label_components",
+     {"label_small", "label_runs", "label_unite", "label_count", "label_offsets", "label_number",
+      "label_write"}},
+};
 constexpr int kLeastCapability = 75;
 constexpr int64_t kMostBlocks = 2147483647;
 
-// Images that do not fit the device or the driver: NVRTC may still make one.
-constexpr int kInvalidImage = 200, kNoBinaryForGpu = 209, kUnsupportedPtx = 222, kJitTooOld = 223;
-
+// What the driver says of images that do not fit the device or itself: NVRTC may still make one that
+// does.
+constexpr int kDoesNotFit[] = {
+    200,  // invalid image
+    209,  // no binary for this GPU
+    218,  // invalid PTX
+    221,  // no compiler for PTX
+    222,  // PTX of a later version
+    223,  // compiling PTX is disabled
+};
 constexpr int kCapturing = 900;
 
 struct LoadedUnit {
-  Module module = nullptr;
+  std::map<std::string, Function> functions;
   std::string how;
 };
 
@@ -71,18 +92,18 @@ class DeviceCode {
   }
 
   // With the context current.
-  Function function(const Kernel& kernel) {
+  Function function(const Kernel& kernel, int64_t shared_bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Function& known = functions_[kernel.name];
-    if (!known) {
-      const Module module = unit(kernel.unit).module;
-      require_success(driver().cuModuleGetFunction(&known, module, kernel.name),
-                      std::string("cannot find the kernel ") + kernel.name);
-      // Asked for once, for whatever a launch may need; it costs nothing where it is not used.
-      driver().cuFuncSetAttribute(known, kMaxDynamicSharedBytes,
-                                  static_cast<int>(dynamic_shared_limit()));
+    const Function found = unit(kernel.unit).functions.at(kernel.name);
+    if (shared_bytes > 0 && prepared_.insert(kernel.name).second) {
+      // Once, for whatever later launches need; the more of it, the more blocks share a multiprocessor.
+      const int most = static_cast<int>(dynamic_shared_limit());
+      require_success(driver().cuFuncSetAttribute(found, kMaxDynamicSharedBytes, most),
+                      std::string("cannot have shared memory for ") + kernel.name);
+      require_success(driver().cuFuncSetAttribute(found, kPreferredSharedCarveout, kMaxSharedCarveout),
+                      std::string("cannot have shared memory for ") + kernel.name);
     }
-    return known;
+    return found;
   }
 
   // Room for the few static arrays that kernels have besides.
@@ -91,7 +112,7 @@ class DeviceCode {
   std::string describe() {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::map<std::string, std::string> by_way;
-    for (const char* name : kUnits) {
+    for (const auto& [name, kernels] : kUnits) {
       std::string& units = by_way[unit(name).how];
       units += (units.empty() ? "" : ", ") + std::string(name);
     }
@@ -105,53 +126,74 @@ class DeviceCode {
   Limits limits{};
 
  private:
-  const LoadedUnit& unit(const char* name) {
+  const LoadedUnit& unit(const std::string& name) {
     LoadedUnit& loaded = units_[name];
-    if (!loaded.module) load(name, loaded);
+    if (loaded.functions.empty()) load(name, loaded);
     return loaded;
   }
 
+  static void look_up_kernels(const std::string& name, LoadedUnit& loaded, Module module) {
+    std::map<std::string, Function> functions;
+    for (const char* kernel : kUnits.at(name)) {
+      const int status = driver().cuModuleGetFunction(&functions[kernel], module, kernel);
+      refuse_while_capturing(status, name);
+      require_success(status, std::string("cannot find the kernel ") + kernel);
+    }
+    loaded.functions = std::move(functions);
+  }
+
+  static void refuse_while_capturing(int status, const std::string& name) {
+    if (status != kCapturing) return;
+    throw std::runtime_error(
+        "the CUDA kernels of " + name +
+        " cannot be loaded while a graph is captured; call the operator once before");
+  }
+
   void load(const std::string& name, LoadedUnit& loaded) const {
+    Module module = nullptr;
     std::ifstream file(places().images + "/" + name + ".fatbin", std::ios::binary);
     std::string why_not = "the package was built without nvcc";
     if (file) {
       std::ostringstream image;
       image << file.rdbuf();
-      const int status = driver().cuModuleLoadData(&loaded.module, image.str().c_str());
+      const int status = driver().cuModuleLoadData(&module, image.str().c_str());
+      refuse_while_capturing(status, name);
       if (status == 0) {
+        look_up_kernels(name, loaded, module);
         loaded.how = "nvcc, when the package was built";
         return;
       }
-      loaded.module = nullptr;
-      if (status == kCapturing) {
-        throw std::runtime_error(
-            "the CUDA kernels of " + name +
-            " cannot be loaded while a graph is captured; call the operator once before");
-      }
-      if (status != kInvalidImage && status != kNoBinaryForGpu && status != kUnsupportedPtx &&
-          status != kJitTooOld) {
+      if (std::find(std::begin(kDoesNotFit), std::end(kDoesNotFit), status) == std::end(kDoesNotFit)) {
         require_success(status, "cannot load the CUDA kernels of " + name);
       }
       why_not = "what nvcc built does not fit this device and driver";
     }
-    std::string how;
+    CompiledUnit compiled;
+    int status = 0;
     try {
-      const std::string image = compile(name, capability_, how);
-      require_success(driver().cuModuleLoadData(&loaded.module, image.c_str()),
-                      "cannot load what " + how + " made of " + name);
+      compiled = compile(name, capability_);
+      status = driver().cuModuleLoadData(&module, compiled.image.c_str());
+      if (status != 0 && status != kCapturing && compiled.cached) {  // damaged, then
+        compiled = compile_anew(name, capability_);
+        status = driver().cuModuleLoadData(&module, compiled.image.c_str());
+      }
+      if (status != kCapturing) {
+        require_success(status, "cannot load what " + compiled.how + " made of " + name);
+      }
     } catch (const std::exception& error) {
-      loaded.module = nullptr;
       throw std::runtime_error(
           "no CUDA kernels for this device: " + why_not + ", and " + error.what() +
           "; set CXR_FAST_CUDA=triton or CXR_FAST_CUDA=reference to do without them");
     }
-    loaded.how = how + " (" + why_not + ")";
+    refuse_while_capturing(status, name);
+    look_up_kernels(name, loaded, module);
+    loaded.how = compiled.how + (compiled.cached ? ", cached" : "") + " (" + why_not + ")";
   }
 
   int capability_ = 0;
   std::mutex mutex_;
   std::map<std::string, LoadedUnit> units_;
-  std::map<std::string, Function> functions_;
+  std::set<std::string> prepared_;
 };
 
 DeviceCode& code_of(int device) {
@@ -176,11 +218,11 @@ void launch(int device, void* stream, const Kernel& kernel, const Grid& grid, vo
   }
   const ContextGuard current(code.context);
   void* all[] = {parameters};
-  require_success(
-      driver().cuLaunchKernel(code.function(kernel), static_cast<unsigned>(grid.blocks), 1, 1,
-                              static_cast<unsigned>(grid.threads), 1, 1,
-                              static_cast<unsigned>(grid.shared_bytes), stream, all, nullptr),
-      std::string("cannot launch ") + kernel.name);
+  require_success(driver().cuLaunchKernel(
+                      code.function(kernel, grid.shared_bytes), static_cast<unsigned>(grid.blocks), 1,
+                      1, static_cast<unsigned>(grid.threads), 1, 1,
+                      static_cast<unsigned>(grid.shared_bytes), stream, all, nullptr),
+                  std::string("cannot launch ") + kernel.name);
 }
 
 std::string describe(int device) {

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def serve(extension: str | None) -> dict[str, str]:
             by_triton = _serve_by_triton(name, triton) if name in TRITON else REFERENCE
             served[name] = f"{by_triton}, since {obstacle}"
     slow = [name for name, text in served.items() if text.startswith(REFERENCE)]
-    if slow and torch.cuda.device_count() > 0:
+    if slow and way != "triton" and torch.cuda.device_count() > 0:
         warnings.warn(
             f"{', '.join(slow)}: no GPU kernels, plain PyTorch serves CUDA tensors slowly "
             f"({served[slow[-1]]}); `cxr-fast env` says more, CXR_FAST_CUDA=reference accepts it",
@@ -98,8 +99,10 @@ def _serve_by_cuda(extension: str, way: str) -> tuple[str, str | None]:
     nvrtc = find_nvrtc()
     if not built and nvrtc is None:
         return "", "the package was built without nvcc and there is no NVRTC"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    places = ("libcuda.so.1", nvrtc or "", images if built else "", _sources(), cache / "cxr_fast")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):  # nobody's home
+        cache = tempfile.gettempdir()
+    places = ("libcuda.so.1", nvrtc or "", images if built else "", _sources(), f"{cache}/cxr_fast")
     ctypes.CDLL(extension).cxr_fast_serve_cuda(*(os.fsencode(place) for place in places))
     return "CUDA C++, compiled " + ("by nvcc" if built else "at the first call by NVRTC"), None
 

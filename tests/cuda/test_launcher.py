@@ -72,8 +72,14 @@ def test_nvrtc_compiles_where_nvcc_did_not(emulator: Emulator, extension: str, t
         path.stem for path in KERNELS.glob("*.cu")
     )
     assert all(path.read_bytes().startswith(b"\x7fELF") for path in images)
-    # Another process finds them; one that was damaged is found out by the driver.
+    # Another process finds them, and one that was damaged is made again.
     assert ", cached" in describe(extension)
+    emulator.set(refuse_images=200)
+    images[0].write_bytes(b"damaged")
+    text = describe(extension)
+    assert ", cached" in text
+    assert ", sm_90 (the" in text
+    assert images[0].read_bytes().startswith(b"\x7fELF")
     # A device between two that NVRTC knows gets code for the lesser, and one beyond all gets PTX.
     emulator.set(capability=129)
     assert "compute_" in describe(extension)

@@ -123,6 +123,15 @@ def test_gradient_of_the_fused_pass(emulator: Emulator, rng: np.random.Generator
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 1.5, -0.1, float("nan")])
+def test_a_direct_call_cannot_ask_for_a_cut_above_the_peak(
+    emulator: Emulator, threshold: float
+) -> None:
+    for side in (8, 65):  # the block method would look for the parent of the background
+        with emulator.gpu(), pytest.raises(RuntimeError, match="above 0 and below 1"):
+            torch.ops.cxr_fast.mine_attention(torch.rand(1, 1, side, side), 1, threshold, 8, None, 1)
+
+
 # ---- boxes ----
 
 
