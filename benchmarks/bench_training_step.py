@@ -1,8 +1,8 @@
 """A training step with attention mining and knowledge preservation, and what mining adds to it.
 
 The step: forward of the network in training and of the frozen one, loss, backward, optimizer. Its
-peer makes the erased copies of Eq. 1. The yardstick is the same step without mining: both forward
-passes and L_KP as before, but t = 1 on all images.
+peer makes the erased copies of Eq. 1. Two yardsticks: the same step without mining (both forward passes
+and L_KP as before, but t = 1 on all images), and a plain step, without the frozen network and L_KP, too.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class Step:
         return mining_step(
             self.model.layers, self.model.fc, self.anchor.layers, images, self.labels
         ).total
+
+    def plain(self, images: Tensor) -> Tensor:
+        return classification_loss(self.model.layers(images)["logits"].float(), self.labels)
 
     def unmined(self, images: Tensor) -> Tensor:
         settings = MiningStepSettings()
@@ -118,7 +121,10 @@ def test_training_step(case: Sizes, race: Callable[[Case], None], place: Place) 
         torch.testing.assert_close(theirs, ours, rtol=1e-2 if step.half else 1e-4, atol=0)
 
     peers = [Peer("literal, erased copies", lambda x: step.take(step.literal, x), same)]
-    sticks = [Yardstick("the step without mining", lambda x: step.take(step.unmined, x))]
+    sticks = [
+        Yardstick("the step without mining", lambda x: step.take(step.unmined, x)),
+        Yardstick("a plain step, no frozen network", lambda x: step.take(step.plain, x)),
+    ]
     precision = "autocast bfloat16" if step.half else "float32"
     name = f"training_step AM + KP, ResNet-50 MSA {case} {precision}"
     note = "" if place.cuda else "memory is counted on a GPU only"
