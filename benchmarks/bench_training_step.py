@@ -1,8 +1,8 @@
 """A training step with attention mining and knowledge preservation, and what mining adds to it.
 
 The step: forward of the network in training and of the frozen one, loss, backward, optimizer. Its
-peer makes the erased copies of Eq. 1. Two yardsticks: the same step without mining (both forward passes
-and L_KP as before, but t = 1 on all images), and a plain step, without the frozen network and L_KP, too.
+peer makes the erased copies of Eq. 1. Two yardsticks: the same step without mining (both forward
+passes and L_KP as before, but t = 1 on all images), and a plain step, without L_KP as well.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_every_cuda_file_has_a_budget() -> None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100])  # 75 is what NVRTC may be asked for
 @pytest.mark.parametrize("unit", BUDGETS)
 def test_registers_shared_memory_and_spills(unit: str, architecture: int, tmp_path: Path) -> None:
     # The flags of CMakeLists.txt, with the assembler's report.
