@@ -34,6 +34,12 @@ def assert_equal(first: Any, second: Any) -> None:
         assert torch.equal(a, b)
 
 
+def assert_near(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Sums taken in another order: equal to a fraction of the largest value."""
+    difference = (ours.cpu().double() - theirs.cpu().double()).abs().max()
+    assert difference <= tolerance * theirs.abs().max(), f"{difference} of {theirs.abs().max()}"
+
+
 def test_no_operator_is_served_slowly() -> None:
     for name, served in ops.CUDA_KERNELS.items():
         assert not served.startswith("reference"), name
@@ -88,12 +94,12 @@ def test_gpu_and_cpu_agree(dtype: torch.dtype, layout: torch.memory_format) -> N
     features = features.contiguous(memory_format=layout)
     on_gpu, on_cpu = features.requires_grad_(), features.detach().cpu().requires_grad_()
     cams = ops.cam(on_gpu, weight), ops.cam(on_cpu, weight.cpu())
-    torch.testing.assert_close(cams[0].cpu(), cams[1], rtol=1e-5, atol=1e-5)
+    assert_near(cams[0], cams[1], 2e-5)
     grad = torch.randn(cams[1].shape)
     (ours,) = torch.autograd.grad(cams[0], on_gpu, grad.cuda())
     (theirs,) = torch.autograd.grad(cams[1], on_cpu, grad)
     assert ours.is_contiguous(memory_format=layout)
-    torch.testing.assert_close(ours.cpu().float(), theirs.float(), rtol=1e-2, atol=1e-4)
+    assert_near(ours, theirs, 1e-5 if dtype == torch.float32 else 1e-2)
     # The same bits in, the same bits out.
     mined = [ops.mine_cam(cam) for cam in (cams[1].detach().cuda(), cams[1].detach())]
     for name in ("cam", "heatmap"):
@@ -102,7 +108,7 @@ def test_gpu_and_cpu_agree(dtype: torch.dtype, layout: torch.memory_format) -> N
         (*mined[0].mined, *mined[0].found), (*mined[1].mined, *mined[1].found), strict=True
     ):
         assert torch.equal(a.cpu(), b)
-    torch.testing.assert_close(mined[0].logits.cpu(), mined[1].logits, rtol=1e-5, atol=1e-5)
+    assert_near(mined[0].logits, mined[1].logits, 1e-5)
 
 
 def test_two_calls_give_the_same_bits() -> None:
@@ -206,7 +212,7 @@ def test_gradients_in_the_threads_of_autograd() -> None:
     logits = ops.masked_gap(ops.cam(*on_cpu), mined, 3)
     logits.square().sum().backward()
     for ours, theirs in zip((features, weight), on_cpu, strict=True):
-        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-5)
+        assert_near(ours.grad, theirs.grad, 1e-4)
 
 
 def test_compiled_whole() -> None:
