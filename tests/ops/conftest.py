@@ -32,6 +32,12 @@ def gap_tolerance(request: pytest.FixtureRequest) -> float:
     return 0.0 if request.config.getoption("--device") == "cpu" else 1e-5
 
 
+@pytest.fixture
+def least_exact_factor(request: pytest.FixtureRequest) -> float:
+    """Above which factors of cam keep all their bits: the pieces of GPUs end at 2^-133."""
+    return 1e-33 if request.config.getoption("--device").startswith("cuda") else 0.0
+
+
 @pytest.fixture(autouse=True)
 def _on_device(request: pytest.FixtureRequest) -> Iterator[None]:
     device = request.config.getoption("--device")
