@@ -6,7 +6,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <tuple>
 
@@ -45,12 +44,6 @@ struct Place {
     gpu::launch(device, stream, kernel, grid, &parameters);
   }
 };
-
-void require_device(const Tensor& t, const Tensor& partner, const char* name) {
-  STD_TORCH_CHECK(
-      t.is_cuda() == partner.is_cuda() && t.get_device_index() == partner.get_device_index(), name,
-      " is on another device than its partner; call the function of cxr_fast.ops");
-}
 
 int64_t blocks_for(int64_t items, int64_t each) { return (items + each - 1) / each; }
 
@@ -114,9 +107,7 @@ std::tuple<Tensor, Tensor> mine_attention(const Tensor& cam, int64_t steps, doub
   const cxr::MiningOptions options = mining_options(steps, threshold, connectivity, first_step);
   MiningInputs inputs{dense(cam), std::nullopt, std::nullopt};
   if (erased_before) {
-    require(*erased_before, 4, ScalarType::Byte, "erased_at");
-    require_shape(*erased_before, shape_of(cam), "erased_at");
-    require_device(*erased_before, cam, "erased_at");
+    check_erased_at(*erased_before, cam);
     inputs.erased_before = dense(*erased_before);
   }
   Tensor erased_at = make(cam, shape_of(cam), ScalarType::Byte);
@@ -137,12 +128,8 @@ gpu::GapParameters gap_parameters(const cxr::Maps& maps, const Tensor& erased_at
 }
 
 Tensor masked_gap(const Tensor& cam, const Tensor& erased_at, int64_t steps) {
-  const bool wide = accumulator(dtype_of(cam, "cam")) == ScalarType::Double;
-  require(cam, 4, wide ? ScalarType::Double : ScalarType::Float, "cam");
-  require(erased_at, 4, ScalarType::Byte, "erased_at");
-  require_shape(erased_at, shape_of(cam), "erased_at");
-  require_device(erased_at, cam, "erased_at");
-  check_steps(steps);
+  check_masked_gap(cam, erased_at, steps);
+  const bool wide = cam.scalar_type() == ScalarType::Double;
   const Tensor h = dense(cam), erased = dense(erased_at);
   const cxr::Maps maps = maps_of(h);
   Tensor logits = make(cam, {cam.size(0), cam.size(1), steps}, cam.scalar_type());
@@ -155,12 +142,8 @@ Tensor masked_gap(const Tensor& cam, const Tensor& erased_at, int64_t steps) {
 }
 
 Tensor masked_gap_backward(const Tensor& grad, const Tensor& erased_at) {
-  const bool wide = accumulator(dtype_of(grad, "grad")) == ScalarType::Double;
-  require(grad, 3, wide ? ScalarType::Double : ScalarType::Float, "grad");
-  require(erased_at, 4, ScalarType::Byte, "erased_at");
-  check_steps(grad.size(2));
-  require_shape(grad, {erased_at.size(0), erased_at.size(1), grad.size(2)}, "grad");
-  require_device(erased_at, grad, "erased_at");
+  check_masked_gap_backward(grad, erased_at);
+  const bool wide = grad.scalar_type() == ScalarType::Double;
   const Tensor dz = dense(grad), erased = dense(erased_at);
   const cxr::Maps maps = maps_of(erased);
   Tensor grad_cam = make(grad, shape_of(erased_at), grad.scalar_type());
@@ -192,18 +175,7 @@ gpu::AggregateParameters aggregate_parameters(const Tensor& cam, bool per_step, 
 
 Tensor aggregate_heatmap(const Tensor& cam, const Tensor& erased_at, const Tensor& extent,
                          const std::string& mode) {
-  const bool per_step = cam.dim() == 5;
-  require(cam, per_step ? 5 : 4, ScalarType::Float, "cam");
-  require(erased_at, 4, ScalarType::Byte, "erased_at");
-  require(extent, 4, ScalarType::Float, "extent");
-  const int64_t steps = extent.size(2);
-  check_steps(steps);
-  Shape shape = shape_of(erased_at);
-  require_shape(extent, {shape[0], shape[1], steps, 2}, "extent");
-  if (per_step) shape.insert(shape.begin(), steps);
-  require_shape(cam, shape, "cam");
-  require_device(erased_at, cam, "erased_at");
-  require_device(extent, cam, "extent");
+  const bool per_step = check_aggregate_heatmap(cam, erased_at, extent);
   const Tensor h = dense(cam), erased = dense(erased_at), limits = dense(extent);
   Tensor heatmap = make(cam, shape_of(erased_at), ScalarType::Float);
   gpu::AggregateParameters p =
@@ -319,9 +291,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mine_cam(
   const Tensor& h = inputs.cam;
   const cxr::Maps maps = maps_of(h);
   if (bias) {
-    require(*bias, 1, ScalarType::Float, "bias");
-    require_shape(*bias, {maps.classes}, "bias");
-    require_device(*bias, cam, "bias");
+    check_bias(*bias, cam);
     inputs.bias = dense(*bias);
   }
   const cxr::MiningOptions options = mining_options(steps, threshold, connectivity, 1);
@@ -353,7 +323,6 @@ Tensor label_components(const Tensor& mask, int64_t connectivity) {
   gpu::LabelParameters p{};
   p.mask = in<uint8_t>(m);
   p.labels = out<int32_t>(labels);
-  p.images = batch.images;
   p.height = static_cast<int>(batch.height);
   p.width = static_cast<int>(batch.width);
   p.connectivity = static_cast<int>(connectivity);
@@ -374,13 +343,6 @@ Tensor label_components(const Tensor& mask, int64_t connectivity) {
     place.launch({"label_components", name}, {blocks, gpu::kLabelThreads}, p);
   }
   return labels;
-}
-
-bool answer(const std::string& text, bool good, char* into, size_t size) {
-  const size_t length = std::min(text.size(), size - 1);
-  std::memcpy(into, text.data(), length);
-  into[length] = '\0';
-  return good;
 }
 
 }  // namespace

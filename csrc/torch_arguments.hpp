@@ -10,6 +10,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -108,6 +110,64 @@ inline void check_box_options(int64_t images, const std::optional<Tensor>& image
     require(*image_sizes, 2, ScalarType::Double, "image_size");
     require_shape(*image_sizes, {images, 2}, "image_size");
   }
+}
+
+// For the partner of a tensor: the dispatcher takes a kernel by one of them.
+inline void require_device(const Tensor& t, const Tensor& partner, const char* name) {
+  STD_TORCH_CHECK(
+      t.is_cuda() == partner.is_cuda() && t.get_device_index() == partner.get_device_index(), name,
+      " is on another device than its partner; call the function of cxr_fast.ops");
+}
+
+inline void check_erased_at(const Tensor& erased_at, const Tensor& maps) {
+  require(erased_at, 4, ScalarType::Byte, "erased_at");
+  require_shape(erased_at, shape_of(maps), "erased_at");
+  require_device(erased_at, maps, "erased_at");
+}
+
+inline void check_masked_gap(const Tensor& cam, const Tensor& erased_at, int64_t steps) {
+  require(cam, 4, accumulator(dtype_of(cam, "cam")), "cam");
+  check_erased_at(erased_at, cam);
+  check_steps(steps);
+}
+
+inline void check_masked_gap_backward(const Tensor& grad, const Tensor& erased_at) {
+  require(grad, 3, accumulator(dtype_of(grad, "grad")), "grad");
+  require(erased_at, 4, ScalarType::Byte, "erased_at");
+  check_steps(grad.size(2));
+  require_shape(grad, {erased_at.size(0), erased_at.size(1), grad.size(2)}, "grad");
+  require_device(erased_at, grad, "erased_at");
+}
+
+// True if `cam` holds one map a step.
+inline bool check_aggregate_heatmap(const Tensor& cam, const Tensor& erased_at, const Tensor& extent) {
+  const bool per_step = cam.dim() == 5;
+  require(cam, per_step ? 5 : 4, ScalarType::Float, "cam");
+  require(erased_at, 4, ScalarType::Byte, "erased_at");
+  require(extent, 4, ScalarType::Float, "extent");
+  const int64_t steps = extent.size(2);
+  check_steps(steps);
+  Shape shape = shape_of(erased_at);
+  require_shape(extent, {shape[0], shape[1], steps, 2}, "extent");
+  if (per_step) shape.insert(shape.begin(), steps);
+  require_shape(cam, shape, "cam");
+  require_device(erased_at, cam, "erased_at");
+  require_device(extent, cam, "extent");
+  return per_step;
+}
+
+inline void check_bias(const Tensor& bias, const Tensor& cam) {
+  require(bias, 1, ScalarType::Float, "bias");
+  require_shape(bias, {cam.size(1)}, "bias");
+  require_device(bias, cam, "bias");
+}
+
+// Hands text to Python, which calls through ctypes with room for `size` bytes.
+inline bool answer(const std::string& text, bool good, char* into, size_t size) {
+  const size_t length = std::min(text.size(), size - 1);
+  std::memcpy(into, text.data(), length);
+  into[length] = '\0';
+  return good;
 }
 
 // The shape of a batch of masks [..., H, W].

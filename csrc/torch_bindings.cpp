@@ -2,8 +2,6 @@
 //
 // The schemas are declared in Python (cxr_fast/ops), which also checks arguments and explains what is
 // wrong with them. The checks here keep a direct call of torch.ops from reading past a buffer.
-#include <algorithm>
-#include <cstring>
 #include <exception>
 #include <optional>
 #include <string>
@@ -120,8 +118,7 @@ std::tuple<Tensor, Tensor> mine_attention(const Tensor& cam, int64_t steps, doub
   const Tensor h = dense(cam);
   std::optional<Tensor> before;
   if (erased_before) {
-    require(*erased_before, 4, ScalarType::Byte, "erased_at");
-    require_shape(*erased_before, shape_of(cam), "erased_at");
+    check_erased_at(*erased_before, cam);
     before = dense(*erased_before);
   }
   Tensor erased_at = make(shape_of(cam), ScalarType::Byte);
@@ -132,11 +129,8 @@ std::tuple<Tensor, Tensor> mine_attention(const Tensor& cam, int64_t steps, doub
 }
 
 Tensor masked_gap(const Tensor& cam, const Tensor& erased_at, int64_t steps) {
+  check_masked_gap(cam, erased_at, steps);
   const cxr::Dtype dtype = dtype_of(cam, "cam");
-  require(cam, 4, accumulator(dtype), "cam");
-  require(erased_at, 4, ScalarType::Byte, "erased_at");
-  require_shape(erased_at, shape_of(cam), "erased_at");
-  check_steps(steps);
   const Tensor h = dense(cam), erased = dense(erased_at);
   Tensor logits = make({cam.size(0), cam.size(1), steps}, cam.scalar_type());
   cxr::kernels().masked_gap(maps_of(h), dtype, h.const_data_ptr(), in<uint8_t>(erased),
@@ -145,11 +139,8 @@ Tensor masked_gap(const Tensor& cam, const Tensor& erased_at, int64_t steps) {
 }
 
 Tensor masked_gap_backward(const Tensor& grad, const Tensor& erased_at) {
+  check_masked_gap_backward(grad, erased_at);
   const cxr::Dtype dtype = dtype_of(grad, "grad");
-  require(grad, 3, accumulator(dtype), "grad");
-  require(erased_at, 4, ScalarType::Byte, "erased_at");
-  check_steps(grad.size(2));
-  require_shape(grad, {erased_at.size(0), erased_at.size(1), grad.size(2)}, "grad");
   const Tensor dz = dense(grad), erased = dense(erased_at);
   Tensor grad_cam = make(shape_of(erased_at), grad.scalar_type());
   cxr::kernels().masked_gap_backward(maps_of(erased), dtype, dz.const_data_ptr(), in<uint8_t>(erased),
@@ -160,20 +151,11 @@ Tensor masked_gap_backward(const Tensor& grad, const Tensor& erased_at) {
 
 Tensor aggregate_heatmap(const Tensor& cam, const Tensor& erased_at, const Tensor& extent,
                          const std::string& mode) {
-  const bool per_step = cam.dim() == 5;
-  require(cam, per_step ? 5 : 4, ScalarType::Float, "cam");
-  require(erased_at, 4, ScalarType::Byte, "erased_at");
-  require(extent, 4, ScalarType::Float, "extent");
-  const int64_t steps = extent.size(2);
-  check_steps(steps);
-  Shape shape = shape_of(erased_at);
-  require_shape(extent, {shape[0], shape[1], steps, 2}, "extent");
-  if (per_step) shape.insert(shape.begin(), steps);
-  require_shape(cam, shape, "cam");
+  const bool per_step = check_aggregate_heatmap(cam, erased_at, extent);
   const Tensor h = dense(cam), erased = dense(erased_at), limits = dense(extent);
   Tensor heatmap = make(shape_of(erased_at), ScalarType::Float);
   cxr::kernels().aggregate_heatmap(maps_of(erased), in<float>(h), per_step, in<uint8_t>(erased),
-                                   in<float>(limits), static_cast<int>(steps), mode_of(mode),
+                                   in<float>(limits), static_cast<int>(extent.size(2)), mode_of(mode),
                                    out<float>(heatmap), scheduler());
   return heatmap;
 }
@@ -236,8 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mine_cam(
   const cxr::Maps maps = maps_of(h);
   std::optional<Tensor> b;
   if (bias) {
-    require(*bias, 1, ScalarType::Float, "bias");
-    require_shape(*bias, {maps.classes}, "bias");
+    check_bias(*bias, cam);
     b = dense(*bias);
   }
   const cxr::MiningOptions mining = mining_options(steps, threshold, connectivity, 1);
@@ -287,16 +268,9 @@ STABLE_TORCH_LIBRARY_IMPL(cxr_fast, CPU, m) {
 // The name of the kernels this processor runs, for `cxr-fast env` and the tests; false with the reason
 // if there is none. Called through ctypes, which no exception may cross.
 extern "C" __attribute__((visibility("default"))) bool cxr_fast_isa(char* text, size_t size) {
-  std::string answer;
-  bool known = true;
   try {
-    answer = cxr::kernels().name;
+    return answer(cxr::kernels().name, true, text, size);
   } catch (const std::exception& error) {
-    answer = error.what();
-    known = false;
+    return answer(error.what(), false, text, size);
   }
-  const size_t length = std::min(answer.size(), size - 1);
-  std::memcpy(text, answer.data(), length);
-  text[length] = '\0';
-  return known;
 }

@@ -67,6 +67,40 @@ __device__ inline T block_combine(T of_warp, T* scratch, Combine combine) {
   return all;
 }
 
+// Sum over this lane and those before it.
+__device__ inline int warp_prefix_sum(int v) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int lower = __shfl_up_sync(kAllLanes, v, offset);
+    if (lane >= offset) v += lower;
+  }
+  return v;
+}
+
+struct Range {
+  float lo, hi;
+  bool broken;  // some value is not finite
+};
+
+// What the threads of a block have each seen, together.
+__device__ inline Range block_range(const Range& seen) {
+  __shared__ float least[32], greatest[32];
+  __shared__ int breaks[32];
+  Range all;
+  all.broken = block_combine(__any_sync(kAllLanes, seen.broken) ? 1 : 0, breaks,
+                             [](int a, int b) { return a | b; }) != 0;
+  all.lo = block_combine(warp_least(seen.lo), least, [](float a, float b) { return fminf(a, b); });
+  all.hi =
+      block_combine(warp_greatest(seen.hi), greatest, [](float a, float b) { return fmaxf(a, b); });
+  return all;
+}
+
+__device__ inline void see(Range& range, float v) {
+  range.broken |= !is_finite(v);
+  range.lo = fminf(range.lo, v);
+  range.hi = fmaxf(range.hi, v);
+}
+
 // The threshold's cut and the normalised map, each operation rounded: no compiler flag may fuse them.
 __device__ inline float cut_of(float lo, float hi, float threshold) {
   return __fadd_rn(lo, __fmul_rn(threshold, __fsub_rn(hi, lo)));

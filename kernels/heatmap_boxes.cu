@@ -55,18 +55,13 @@ __device__ inline Workspace workspace_of(const BoxParameters& p, unsigned char* 
 
 // Fills w.heat. False, for all threads alike, if the map is constant or not finite.
 __device__ inline bool prepare_heat(const BoxParameters& p, long long map, const Workspace& w) {
-  __shared__ float least[32], greatest[32];
-  __shared__ int breaks[32];
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int area = p.height * p.width;
   float* source = p.upsample > 1 ? w.source : w.heat;
-  float lo = infinity(), hi = -infinity();
-  bool broken = false;
+  Range seen{infinity(), -infinity(), false};
   const auto take = [&](int i, float v) {
     source[i] = v;
-    broken |= !is_finite(v);
-    lo = fminf(lo, v);
-    hi = fmaxf(hi, v);
+    see(seen, v);
   };
   if (p.first.heatmap) {
     float* heatmap = p.first.heatmap + map * area;
@@ -81,13 +76,10 @@ __device__ inline bool prepare_heat(const BoxParameters& p, long long map, const
 #pragma unroll 4
     for (int i = thread; i < area; i += threads) take(i, __ldg(heatmap + i));
   }
-  broken = block_combine(__any_sync(kAllLanes, broken) ? 1 : 0, breaks,
-                         [](int a, int b) { return a | b; }) != 0;
-  lo = block_combine(warp_least(lo), least, [](float a, float b) { return fminf(a, b); });
-  hi = block_combine(warp_greatest(hi), greatest, [](float a, float b) { return fmaxf(a, b); });
-  const float spread = __fsub_rn(hi, lo);
-  if (broken || !is_finite(spread) || !(hi > lo)) return false;
-  for (int i = thread; i < area; i += threads) source[i] = normalized(source[i], lo, spread);
+  const Range range = block_range(seen);
+  const float spread = __fsub_rn(range.hi, range.lo);
+  if (range.broken || !is_finite(spread) || !(range.hi > range.lo)) return false;
+  for (int i = thread; i < area; i += threads) source[i] = normalized(source[i], range.lo, spread);
   __syncthreads();
   if (p.upsample == 1) return true;
   const int columns = p.width * p.upsample, pixels = area * p.upsample * p.upsample;
@@ -135,18 +127,8 @@ __device__ inline void add_components(const BoxParameters& p, const Workspace& w
                                       int* count) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int width = p.width * p.upsample, pixels = p.height * p.upsample * width;
-  for (int base = thread - thread % 32; base < pixels; base += threads) {
-    const int pixel = base + thread % 32;
-    const int begin = run_begin(pixel, pixel % width, pixel < pixels && w.heat[pixel] >= cut);
-    if (pixel < pixels) w.parents[pixel] = begin;
-  }
-  __syncthreads();
-  for (int pixel = thread; pixel < pixels; pixel += threads) {
-    if (w.parents[pixel] != kBackground) {
-      unite_with_earlier(w.parents, pixel, pixel % width, width, p.connectivity);
-    }
-  }
-  __syncthreads();
+  unite_by_block(w.parents, pixels, width, p.connectivity,
+                 [&](int pixel) { return w.heat[pixel] >= cut; });
   int wanted = kBackground;
   if (p.peak_only && w.parents[peak] != kBackground) wanted = root_of(w.parents, peak);
   __syncthreads();  // no root is marked before all threads know the peak's

@@ -17,11 +17,7 @@ __device__ inline void scan_words(const unsigned* bits, int* before, int words) 
   int carried = 0;
   for (int base = 0; base < words; base += 32) {
     const int own = base + lane < words ? __popc(static_cast<int>(bits[base + lane])) : 0;
-    int sum = own;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int lower = __shfl_up_sync(kAllLanes, sum, offset);
-      if (lane >= offset) sum += lower;
-    }
+    const int sum = warp_prefix_sum(own);
     if (base + lane < words) before[base + lane] = carried + sum - own;
     carried += __shfl_sync(kAllLanes, sum, 31);
   }
@@ -35,18 +31,7 @@ __device__ inline void label_in_shared_memory(const LabelParameters& p) {
   const int area = p.height * p.width, words = (area + 31) / 32;
   const unsigned char* mask = p.mask + blockIdx.x * static_cast<long long>(area);
   int* labels = p.labels + blockIdx.x * static_cast<long long>(area);
-  for (int base = thread - thread % 32; base < area; base += threads) {
-    const int pixel = base + thread % 32;
-    const int begin = run_begin(pixel, pixel % p.width, pixel < area && mask[pixel] != 0);
-    if (pixel < area) parents[pixel] = begin;
-  }
-  __syncthreads();
-  for (int pixel = thread; pixel < area; pixel += threads) {
-    if (parents[pixel] != kBackground) {
-      unite_with_earlier(parents, pixel, pixel % p.width, p.width, p.connectivity);
-    }
-  }
-  __syncthreads();
+  unite_by_block(parents, area, p.width, p.connectivity, [&](int pixel) { return mask[pixel] != 0; });
   for (int base = thread - thread % 32; base < area; base += threads) {
     const int pixel = base + thread % 32;
     const unsigned word = __ballot_sync(kAllLanes, pixel < area && parents[pixel] == pixel);
@@ -142,11 +127,7 @@ CXR_KERNEL(cxr::gpu::kLabelThreads, 4) label_offsets(const LabelParameters p) {
   int carried = 0;
   for (int base = 0; base < p.chunks; base += static_cast<int>(blockDim.x)) {
     const int own = base + thread < p.chunks ? counts[base + thread] : 0;
-    int sum = own;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int lower = __shfl_up_sync(kAllLanes, sum, offset);
-      if (lane >= offset) sum += lower;
-    }
+    const int sum = warp_prefix_sum(own);
     __syncthreads();
     if (lane == 31) of_warp[thread / 32] = sum;
     __syncthreads();

@@ -136,18 +136,8 @@ __device__ inline void mine_map(const MineParameters& p, long long map) {
       }
     });
   }
-  if (broken) {  // the sum is taken again: an order-preserving minimum makes no sense of NaN
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      for_each_row<K>(height, [&](int y, int, int) {
-        if (alive.row[k] >> y & 1) {
-          sum += values.at(y, 32 * k + lane);
-        }
-      });
-    }
-    const float mean = warp_sum(sum) * p.per_pixel;
-    write_idle_steps(p, map, 0, not_a_number(), not_a_number(), mean + bias, lane, 32);
+  if (broken) {
+    write_idle_steps(p, map, 0, not_a_number(), not_a_number(), extent.mean + bias, lane, 32);
     return;
   }
 
@@ -216,36 +206,21 @@ __device__ inline void mine_by_warp(const MineParameters& p) {
 // ---- the general method ----
 
 struct BlockExtent {
-  float lo, hi;
+  Range range;
   double sum;
-  bool broken;
 };
 
 __device__ inline BlockExtent block_extent(const float* cam, const unsigned char* erased_at, int area) {
-  __shared__ float least[32], greatest[32];
   __shared__ double sums[32];
-  __shared__ int breaks[32];
-  float lo = infinity(), hi = -infinity();
+  Range seen{infinity(), -infinity(), false};
   double sum = 0.0;
-  bool broken = false;
   for (int pixel = static_cast<int>(threadIdx.x); pixel < area; pixel += static_cast<int>(blockDim.x)) {
     if (erased_at && erased_at[pixel]) continue;
-    const float v = cam[pixel];
-    broken |= !is_finite(v);
-    lo = fminf(lo, v);
-    hi = fmaxf(hi, v);
-    sum += v;
+    see(seen, cam[pixel]);
+    sum += cam[pixel];
   }
-  const auto or_ = [](int a, int b) { return a | b; };
   const auto add = [](double a, double b) { return a + b; };
-  const auto less = [](float a, float b) { return fminf(a, b); };
-  const auto more = [](float a, float b) { return fmaxf(a, b); };
-  BlockExtent all;
-  all.broken = block_combine(__any_sync(kAllLanes, broken) ? 1 : 0, breaks, or_) != 0;
-  all.lo = block_combine(warp_least(lo), least, less);
-  all.hi = block_combine(warp_greatest(hi), greatest, more);
-  all.sum = block_combine(warp_sum(sum), sums, add);
-  return all;
+  return {block_range(seen), block_combine(warp_sum(sum), sums, add)};
 }
 
 __device__ inline void mine_map_by_block(const MineParameters& p, long long map, int* parents) {
@@ -257,7 +232,7 @@ __device__ inline void mine_map_by_block(const MineParameters& p, long long map,
   const float bias = bias_of(p, map);
 
   BlockExtent extent = block_extent(cam, nullptr, area);
-  const bool broken = extent.broken || !is_finite(__fsub_rn(extent.hi, extent.lo));
+  const bool broken = extent.range.broken || !is_finite(__fsub_rn(extent.range.hi, extent.range.lo));
   for (int pixel = thread; pixel < area; pixel += threads) {
     erased_at[pixel] = p.erased_before ? p.erased_before[map * area + pixel] : 0;
   }
@@ -270,8 +245,8 @@ __device__ inline void mine_map_by_block(const MineParameters& p, long long map,
   }
   for (int step = 0; step < p.steps; ++step) {
     if (step > 0) extent = block_extent(cam, erased_at, area);
-    if (extent.lo > extent.hi) extent.lo = extent.hi = 0.0f;
-    const float lo = extent.lo, hi = extent.hi;
+    if (extent.range.lo > extent.range.hi) extent.range.lo = extent.range.hi = 0.0f;
+    const float lo = extent.range.lo, hi = extent.range.hi;
     if (!(lo < hi)) {
       write_idle_steps(p, map, step, lo, hi, logit_of(extent.sum), thread, threads);
       return;
@@ -284,22 +259,12 @@ __device__ inline void mine_map_by_block(const MineParameters& p, long long map,
     }
     __syncthreads();
     const float cut = cut_of(lo, hi, p.threshold);
-    // Whole warps go round, so that a warp always holds 32 pixels in a row.
-    for (int base = thread - thread % 32; base < area; base += threads) {
-      const int pixel = base + thread % 32;
-      const bool is_alive = pixel < area && erased_at[pixel] == 0;
-      const float v = is_alive ? cam[pixel] : lo;
-      const int begin = run_begin(pixel, pixel % p.width, is_alive && v >= cut);
-      if (pixel < area) parents[pixel] = begin;
-      if (is_alive && v == hi) atomicMin(&first_peak, static_cast<unsigned>(pixel));
-    }
-    __syncthreads();
-    for (int pixel = thread; pixel < area; pixel += threads) {
-      if (parents[pixel] != kBackground) {
-        unite_with_earlier(parents, pixel, pixel % p.width, p.width, p.connectivity);
-      }
-    }
-    __syncthreads();
+    unite_by_block(parents, area, p.width, p.connectivity, [&](int pixel) {
+      if (erased_at[pixel]) return false;
+      const float v = cam[pixel];
+      if (v == hi) atomicMin(&first_peak, static_cast<unsigned>(pixel));
+      return v >= cut;
+    });
     const int peak = static_cast<int>(first_peak);
     const int root = parents[peak] == kBackground ? kBackground : root_of(parents, peak);
     const unsigned char t = static_cast<unsigned char>(p.first_step + step);

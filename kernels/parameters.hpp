@@ -88,7 +88,6 @@ struct LabelParameters {
   const unsigned char* mask;  // [images, height, width], 0 is background
   int* labels;                // the same shape
   int* counts;                // general method: [images, chunks] roots, then roots before
-  long long images;
   int height, width, chunks, connectivity;
 };
 

@@ -76,4 +76,23 @@ __device__ inline void unite_with_earlier(int* parents, int p, int x, int width,
   }
 }
 
+// The parents of a whole image, by one block; set(pixel) tells, once a pixel, what is foreground.
+template <class Set>
+__device__ inline void unite_by_block(int* parents, int area, int width, int connectivity, Set set) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  // Whole warps go round, so that a warp always holds 32 pixels in a row.
+  for (int base = thread - thread % 32; base < area; base += threads) {
+    const int pixel = base + thread % 32;
+    const int begin = run_begin(pixel, pixel % width, pixel < area && set(pixel));
+    if (pixel < area) parents[pixel] = begin;
+  }
+  __syncthreads();
+  for (int pixel = thread; pixel < area; pixel += threads) {
+    if (parents[pixel] != kBackground) {
+      unite_with_earlier(parents, pixel, pixel % width, width, connectivity);
+    }
+  }
+  __syncthreads();
+}
+
 }  // namespace cxr::gpu

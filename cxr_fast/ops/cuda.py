@@ -21,7 +21,7 @@ import importlib.util
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,20 +176,13 @@ def _cam_backward(
     return of_features, of_weight
 
 
-def _mine_attention(
-    cam: Tensor,
-    steps: int,
-    threshold: float,
-    connectivity: int,
-    erased_at: Tensor | None,
-    first_step: int,
-) -> tuple[Tensor, Tensor]:
+def _mine_attention(cam: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     from cxr_fast.kernels import mine_attention as kernel
 
     if max(cam.shape[-2:]) > kernel.LARGEST_SIDE or not _has_tensor_cores(cam):
-        return reference.mine_attention(cam, steps, threshold, connectivity, erased_at, first_step)
-    erased, extent = kernel.mine_attention(cam, steps, threshold, connectivity, erased_at, first_step)
-    return erased, extent
+        return reference.mine_attention(cam, *settings)
+    erased_at, extent = kernel.mine_attention(cam, *settings)
+    return erased_at, extent
 
 
 def _mine_cam(
@@ -199,26 +192,16 @@ def _mine_cam(
     threshold: float,
     connectivity: int,
     mode: str,
-    image_sizes: Tensor | None,
-    image_height: int,
-    image_width: int,
-    thresholds: Sequence[float],
-    select: str,
-    max_boxes: int,
-    max_overlap: float,
-    upsample: int,
+    *boxes: Any,
 ) -> tuple[Tensor, ...]:
-    # One operator after the other, each by whatever serves it.
+    # One operator after the other, each by whatever serves it; ``boxes`` as heatmap_boxes takes them.
     ops = torch.ops.cxr_fast
     erased_at, extent = ops.mine_attention(cam, steps, threshold, connectivity, None, 1)
     logits = ops.masked_gap(cam, erased_at, steps)
     if bias is not None:
         logits = logits + bias[:, None]
     heatmap = ops.aggregate_heatmap(cam, erased_at, extent, mode)
-    sizes = (image_sizes, image_height, image_width)
-    found = ops.heatmap_boxes(
-        heatmap, *sizes, thresholds, select, max_boxes, max_overlap, upsample, connectivity
-    )
+    found = ops.heatmap_boxes(heatmap, *boxes, connectivity)
     return logits, erased_at, extent, heatmap, *found
 
 

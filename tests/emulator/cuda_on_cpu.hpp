@@ -260,26 +260,24 @@ inline unsigned __reduce_min_sync(unsigned mask, unsigned v) {
   return static_cast<unsigned>(*std::min_element(all, all + 32));
 }
 
-template <class T>
-T atomicMin(T* at, T v) {
+template <class T, class Change>
+T atomically(T* at, Change change) {
   emulator::maybe_give_way();
   const T before = *at;
-  *at = std::min(before, v);
+  *at = change(before);
   return before;
+}
+template <class T>
+T atomicMin(T* at, T v) {
+  return atomically(at, [v](T before) { return std::min(before, v); });
 }
 template <class T>
 T atomicMax(T* at, T v) {
-  emulator::maybe_give_way();
-  const T before = *at;
-  *at = std::max(before, v);
-  return before;
+  return atomically(at, [v](T before) { return std::max(before, v); });
 }
 template <class T>
 T atomicAdd(T* at, T v) {
-  emulator::maybe_give_way();
-  const T before = *at;
-  *at = before + v;
-  return before;
+  return atomically(at, [v](T before) { return before + v; });
 }
 
 template <class T>

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "ops"))  # maps.py
 
 collect_ignore_glob: list[str] = []
 
