@@ -1,0 +1,5 @@
+"""``python -m cxr_fast.cli``."""
+
+from cxr_fast.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""``cxr-fast mine``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from cxr_fast.cli.options import cores, progress_bar, threads_option
+
+
+def _one_source(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> str:
+    if len(value) > 1:
+        raise click.UsageError(
+            f"IMAGES is one argument, but {len(value)} came; quote a pattern so that the shell leaves "
+            "it alone ('folder/*.png'), or list the paths in a CSV",
+            context,
+        )
+    return value[0]
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, callback=_one_source)
+@click.option("--model", required=True, help="A checkpoint, or 'demo' for the bundled model.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--classes", type=click.Choice(["all", "labels"]), default="all", show_default=True,
+              help="Every class of every image, or those that --labels names.")  # fmt: skip
+@click.option("--labels", type=click.Path(path_type=Path),
+              help="Label table in the layout of Data_Entry_2017.csv.")  # fmt: skip
+@click.option("--truth", type=click.Path(path_type=Path),
+              help="Box table in the layout of BBox_List_2017.csv, drawn on overlays.")  # fmt: skip
+@click.option("--overlays", type=click.IntRange(0), default=0, metavar="N",
+              help="Draw the first N images, as in the paper's Fig. 2.")  # fmt: skip
+@click.option("--min-probability", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="Leave out classes less probable than this.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+              default="auto", show_default=True,
+              help="Of the network; resolved once and recorded.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@threads_option
+@click.option("--strict", is_flag=True, help="Exit with status 1 if an image was unreadable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def mine(
+    images: str,
+    model: str,
+    out: Path,
+    classes: str,
+    labels: Path | None,
+    truth: Path | None,
+    overlays: int,
+    min_probability: float,
+    precision: Any,
+    batch_size: int,
+    device: str,
+    threads: int | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Mine IMAGES (a folder, a quoted glob, a CSV, or one file) into boxes.
+
+    Writes OUT/findings/*.parquet, one row a box, OUT/errors.parquet and OUT/run.json. The same
+    command goes on where it stopped; other settings in the same folder are refused.
+    """
+    from cxr_fast.archive import command
+
+    console = Console(stderr=True)
+    job = command.prepare(
+        images, model, out, classes, labels, truth, overlays, min_probability, precision,
+        batch_size, device, threads or cores(),
+    )  # fmt: skip
+    console.print(job.summary, highlight=False)
+    with progress_bar(console) as bar:
+        task = bar.add_task("mining", total=None, note="")
+
+        def progress(done: int, total: int, stages: Any) -> None:
+            seconds = bar.tasks[0].elapsed or 1e-9
+            bar.update(
+                task,
+                completed=done,
+                total=total,
+                note=f"{done / seconds:.1f} images/s, limited by {stages.limit()}",
+            )
+
+        report = job.run(progress)
+    if as_json:
+        click.echo(json.dumps({**report._asdict(), "stages": report.stages.seconds}))
+    else:
+        rate = report.images / report.seconds if report.seconds else 0.0
+        click.echo(
+            f"{report.images} images mined in {report.seconds:.1f} s ({rate:.1f} images/s, "
+            f"limited by {report.stages.limit()}), {report.boxes} boxes; "
+            f"{report.unreadable} of {report.total} images unreadable"
+        )
+        click.echo(f"findings  {out / 'findings'}\nerrors    {out / 'errors.parquet'}")
+        if (out / "overlays").is_dir():
+            click.echo(f"overlays  {out / 'overlays'}")
+        elif overlays:
+            click.echo("overlays  none drawn: those images were mined before")
+        for trouble in job.troubles:
+            click.echo(f"overlay not drawn  {trouble}", err=True)
+    if strict and report.unreadable:
+        sys.exit(1)
