@@ -1,7 +1,6 @@
 """The tables of ChestX-ray14 (Wang et al., CVPR 2017), and of any archive in their layout.
 
-Three kinds of file, each plain or gzip-compressed (told by its content), UTF-8 with or without BOM,
-LF or CRLF; blank lines and trailing commas are ignored:
+Three kinds of file, each in any dress that ``tables.py`` knows:
 
 - ``Data_Entry_2017``: one row an image, findings separated by ``|``. The original ends each line
   with a comma and writes ages as ``058Y``, the 2020 one does neither.
@@ -16,19 +15,23 @@ puts each name above its column.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import os
 import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from cxr_fast.archive.tables import (
+    check_width,
+    fail,
+    image_name,
+    plain,
+    read_table,
+    read_text,
+    split_rows,
+)
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 
 _NO_FINDING = "No Finding"
@@ -43,13 +46,16 @@ class Labels:
     """Image-level labels, one row an image, in the order of the file.
 
     ``images``: n distinct names. ``findings``: the C names of the columns. ``matrix``: uint8
-    ``[n, C]``, 1 where the finding is named. ``patients``: int64 ``[n]``.
+    ``[n, C]``, 1 where the finding is named. ``patients``: int64 ``[n]``. ``path``: the file;
+    ``lines``: int64 ``[n]``, where in it each row stands, so that later checks can say so.
     """
 
     images: tuple[str, ...]
     findings: tuple[str, ...]
     matrix: npt.NDArray[np.uint8]
     patients: npt.NDArray[np.int64]
+    path: str
+    lines: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,14 @@ class Boxes:
 
     ``images`` and ``findings``: G names each, of the box's image and finding. ``boxes``: float32
     ``[G, 4]``, x1, y1, x2, y2, half-open, in pixels of the image that the table was drawn on.
+    ``path``: the file; ``lines``: int64 ``[G]``, where in it each box stands.
     """
 
     images: tuple[str, ...]
     findings: tuple[str, ...]
     boxes: npt.NDArray[np.float32]
+    path: str
+    lines: npt.NDArray[np.int64]
 
 
 def read_labels(
@@ -78,18 +87,18 @@ def read_labels(
     header, an empty or repeated image name, a patient that is no whole number, a finding that is
     not in ``findings``, or ``No Finding`` beside another. OSError where the file can't be opened.
     """
-    header, rows = _table(path)
-    names = [_plain(name) for name in header]
+    header, rows = read_table(path)
+    names = [plain(name) for name in header]
     columns = []
     for column in ("Image Index", "Finding Labels", "Patient ID"):
-        if _plain(column) not in names:
-            _fail(
+        if plain(column) not in names:
+            fail(
                 path,
                 1,
                 f"expected a column '{column}' in the header, got {header}; rename the column, or "
                 "pass a table in the layout of Data_Entry_2017",
             )
-        columns.append(names.index(_plain(column)))
+        columns.append(names.index(plain(column)))
     image_column, finding_column, patient_column = columns
 
     index = {name: position for position, name in enumerate(findings)}
@@ -99,10 +108,10 @@ def read_labels(
     patients: list[np.int64] = []
     for line, row in rows:
         if len(row) != len(header):
-            _check_width(path, line, row, len(header))
-        image = _image_name(path, line, row[image_column])
+            check_width(path, line, row, len(header))
+        image = image_name(path, line, row[image_column])
         if image in lines:
-            _fail(
+            fail(
                 path,
                 line,
                 f"expected one row an image, but '{image}' is on line {lines[image]} too; remove "
@@ -117,7 +126,7 @@ def read_labels(
         try:
             patients.append(np.int64(int(row[patient_column])))
         except (ValueError, OverflowError):
-            _fail(
+            fail(
                 path,
                 line,
                 f"expected a whole number as Patient ID, got '{row[patient_column]}'; mend the "
@@ -128,7 +137,14 @@ def read_labels(
     for text, code in known.items():
         combinations[code, _positions(path, 0, text, index)] = 1
     matrix = combinations[np.asarray(codes, dtype=np.int64)]
-    return Labels(tuple(lines), tuple(findings), matrix, np.asarray(patients, dtype=np.int64))
+    return Labels(
+        tuple(lines),
+        tuple(findings),
+        matrix,
+        np.asarray(patients, dtype=np.int64),
+        os.fspath(path),
+        np.asarray(list(lines.values()), dtype=np.int64),
+    )
 
 
 def read_boxes(
@@ -144,10 +160,10 @@ def read_boxes(
     number that is broken, not finite or beyond a million pixels, a box without width or height, or
     a finding that is not in ``findings``. OSError where the file can't be opened.
     """
-    header, rows = _table(path)
+    header, rows = read_table(path)
     ends = zip(_BOX_COLUMNS, header[2:], strict=False)
-    if len(header) < 6 or not all(pattern.fullmatch(_plain(name)) for pattern, name in ends):
-        _fail(
+    if len(header) < 6 or not all(pattern.fullmatch(plain(name)) for pattern, name in ends):
+        fail(
             path,
             1,
             f"expected a header like {_BOX_HEADER}, got {header}; put the columns in that order, "
@@ -157,12 +173,13 @@ def read_boxes(
     images: list[str] = []
     labels: list[str] = []
     sides: list[list[float]] = []
+    lines: list[int] = []
     for line, row in rows:
-        _check_width(path, line, row, 6)
-        images.append(_image_name(path, line, row[0]))
+        check_width(path, line, row, 6)
+        images.append(image_name(path, line, row[0]))
         named = _positions(path, line, row[1], index)
         if len(named) != 1:
-            _fail(
+            fail(
                 path,
                 line,
                 f"expected one finding for the box, got '{row[1]}'; write one row for each",
@@ -173,17 +190,24 @@ def read_boxes(
         except ValueError:
             box = []
         if not (box and all(abs(side) < _LARGEST for side in box) and min(box[2:]) > 0):
-            _fail(
+            fail(
                 path,
                 line,
                 f"expected x, y, w, h as numbers below {_LARGEST:.0f} with w and h above 0, got "
                 f"{row[2:6]}; mend or remove the row",
             )
         sides.append(box)
+        lines.append(line)
     # Corners are summed before they are rounded to float32.
     corners = np.asarray(sides, dtype=np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
-    return Boxes(tuple(images), tuple(labels), corners.astype(np.float32))
+    return Boxes(
+        tuple(images),
+        tuple(labels),
+        corners.astype(np.float32),
+        os.fspath(path),
+        np.asarray(lines, dtype=np.int64),
+    )
 
 
 def read_split(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -192,19 +216,24 @@ def read_split(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises ValueError that names file and line: a repeated name, or a line with several fields.
     OSError where the file can't be opened.
     """
+    return tuple(read_split_lines(path))
+
+
+def read_split_lines(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Read a list as ``read_split`` does; give the line that each image stands on."""
     lines: dict[str, int] = {}
-    for line, row in _rows(path, _text(path), 0):
-        _check_width(path, line, row, 1)
-        image = _image_name(path, line, row[0])
+    for line, row in split_rows(path, read_text(path), 0):
+        check_width(path, line, row, 1)
+        image = image_name(path, line, row[0])
         if image in lines:
-            _fail(
+            fail(
                 path,
                 line,
                 f"expected each image once, but '{image}' is on line {lines[image]} too; remove "
                 "one of them",
             )
         lines[image] = line
-    return tuple(lines)
+    return lines
 
 
 def _positions(path: str | os.PathLike[str], line: int, text: str, index: dict[str, int]) -> list[int]:
@@ -214,79 +243,10 @@ def _positions(path: str | os.PathLike[str], line: int, text: str, index: dict[s
         return []
     for name in names:
         if name not in index:
-            _fail(
+            fail(
                 path,
                 line,
                 f"expected '{_NO_FINDING}' alone, or findings out of {', '.join(index)}, got "
                 f"'{text}'; mend the row, or pass the archive's own names as findings",
             )
     return [index[name] for name in names]
-
-
-def _table(
-    path: str | os.PathLike[str],
-) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Split the header at every comma, drop its empty end, and leave the rows below it to come."""
-    first, _, body = _text(path).partition("\n")
-    header = [name.strip() for name in first.split(",")]
-    while header and not header[-1]:
-        header.pop()
-    return header, _rows(path, body, 1)
-
-
-def _rows(path: str | os.PathLike[str], body: str, lines_above: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the line and its fields, for each line that is not blank."""
-    reader = csv.reader(body.split("\n"), strict=True)
-    line = lines_above + 1  # where the record starts: a stray quote swallows the lines after it
-    try:
-        for row in reader:
-            if any(row):
-                yield line, row
-            line = lines_above + 1 + reader.line_num
-    except csv.Error as error:
-        _fail(
-            path,
-            line,
-            f"expected comma-separated fields, got a line that can't be split ({error}); look for "
-            "a stray quote",
-        )
-
-
-def _text(path: str | os.PathLike[str]) -> str:
-    content = Path(path).read_bytes()
-    try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"{os.fspath(path)}: expected a whole gzip file, got a broken one ({error}); fetch it again"
-        ) from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        _fail(path, line, f"expected UTF-8 text, got byte {error.start} ({error.reason}); convert")
-
-
-def _check_width(path: str | os.PathLike[str], line: int, row: list[str], width: int) -> None:
-    if len(row) < width or any(row[width:]):
-        _fail(
-            path,
-            line,
-            f"expected {width} fields, got {len(row)}: {row}; was the file cut short, or is a "
-            "comma out of place?",
-        )
-
-
-def _image_name(path: str | os.PathLike[str], line: int, field: str) -> str:
-    name = field.strip()
-    if not name:
-        _fail(path, line, "expected an image name, got an empty field; mend or remove the row")
-    return name
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _fail(path: str | os.PathLike[str], line: int, message: str) -> NoReturn:
-    raise ValueError(f"{os.fspath(path)}, line {line}: {message}")

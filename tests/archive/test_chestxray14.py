@@ -13,9 +13,6 @@ import pytest
 from cxr_fast.archive import chestxray14
 from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS
 
-NIH = Path(__file__).parents[2].parent / "shared" / "data" / "nih"
-needs_nih = pytest.mark.skipif(not NIH.exists(), reason="the published tables are not here")
-
 COMMON = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender"
 BRACKETS = "View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 QUOTED = 'View Position,"OriginalImage[Width,Height]","OriginalImagePixelSpacing[x,y]"'
@@ -198,15 +195,15 @@ def test_missing_file(tmp_path: Path) -> None:
         chestxray14.read_boxes(tmp_path / "absent.csv")
 
 
-@needs_nih
-def test_published_labels_and_lists() -> None:
-    labels = chestxray14.read_labels(NIH / "Data_Entry_2017_v2020.csv.gz")
+def test_published_labels_and_lists(shared_data: Path) -> None:
+    nih = shared_data / "nih"
+    labels = chestxray14.read_labels(nih / "Data_Entry_2017_v2020.csv.gz")
     assert labels.matrix.shape == (len(set(labels.images)), 14) == (112_120, 14)
     assert len(np.unique(labels.patients)) == 30_805
     # 60,361 images say "No Finding" in the revision of 2020.
     assert int((labels.matrix.sum(axis=1) == 0).sum()) == 60_361
-    train_val = chestxray14.read_split(NIH / "train_val_list.txt.gz")
-    test = chestxray14.read_split(NIH / "test_list.txt.gz")
+    train_val = chestxray14.read_split(nih / "train_val_list.txt.gz")
+    test = chestxray14.read_split(nih / "test_list.txt.gz")
     assert (len(train_val), len(test)) == (86_524, 25_596)
     assert set(train_val).isdisjoint(test)
     assert {*train_val, *test} == set(labels.images)
@@ -214,12 +211,12 @@ def test_published_labels_and_lists() -> None:
     assert {patient[i] for i in train_val}.isdisjoint({patient[i] for i in test})
 
 
-@needs_nih
-def test_published_boxes() -> None:
-    boxes = chestxray14.read_boxes(NIH / "BBox_List_2017.csv.gz")
+def test_published_boxes(shared_data: Path) -> None:
+    nih = shared_data / "nih"
+    boxes = chestxray14.read_boxes(nih / "BBox_List_2017.csv.gz")
     assert boxes.boxes.shape == (984, 4)
     assert len(set(boxes.images)) == 880
-    assert set(boxes.images) <= set(chestxray14.read_split(NIH / "test_list.txt.gz"))
+    assert set(boxes.images) <= set(chestxray14.read_split(nih / "test_list.txt.gz"))
     counts = (180, 146, 153, 123, 85, 79, 120, 98)
     assert Counter(boxes.findings) == dict(zip(BOXED_FINDINGS, counts, strict=True))
     assert (boxes.boxes[:, 2:] > boxes.boxes[:, :2]).all()
