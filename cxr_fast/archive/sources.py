@@ -97,7 +97,7 @@ def list_images(source: str | Path) -> ImageList:
         raise FileNotFoundError(f"no images: {text!r} is not the name of a folder or a file")
     if os.path.isdir(text):
         root = os.path.abspath(text)
-        image_ids = sorted(map(image_id_of, _walk(root)))
+        image_ids = sorted(map(image_id_of, walk_files(root)))
         described = f"the folder {text!r}"
     elif os.path.exists(text):
         root, name = os.path.split(os.path.abspath(text))
@@ -108,7 +108,7 @@ def list_images(source: str | Path) -> ImageList:
     elif _WILDCARD.search(text):
         root, pattern = _split_pattern(text)
         depth = None if "**" in pattern else len(pattern)
-        found = (name for name in _walk(root, depth) if _matches(name.split("/"), pattern))
+        found = (name for name in walk_files(root, depth) if _matches(name.split("/"), pattern))
         image_ids = sorted(map(image_id_of, found))
         described = f"the pattern {text!r}"
     else:
@@ -119,8 +119,11 @@ def list_images(source: str | Path) -> ImageList:
     return ImageList(root, tuple(image_ids))
 
 
-def _walk(root: str, depth: int | None = None) -> Iterator[str]:
-    """Yield all files at most ``depth`` levels below ``root``, relative to it, in no order."""
+def walk_files(root: str, depth: int | None = None) -> Iterator[str]:
+    """Yield all files at most ``depth`` levels below ``root``, relative to it, in no order.
+
+    What is left out, and how links are followed, is said at ``list_images``.
+    """
     seen: set[tuple[int, int]] = set()
     # Linked folders wait until all real ones are walked: a folder reached both ways keeps its own
     # name, and the walk's result does not depend on the order in which entries come.
