@@ -43,7 +43,7 @@ from cxr_fast.metrics.resampling import (
 
 
 class LocalizationIntervals(NamedTuple):
-    """Low and high ends, float64: ``acc``, ``afp`` ``[C, K, 2]``, ``mean_acc``, ``mean_afp`` ``[K, 2]``.
+    """Low and high ends: ``acc`` and ``afp`` ``[C, K, 2]``, ``mean_acc`` and ``mean_afp`` ``[K, 2]``.
 
     The means are over the classes that have ground truth in the resample.
     """

@@ -31,7 +31,7 @@ _CHUNK = 32_000_000  # parts of cells held at a time
 
 
 class MapScores(NamedTuple):
-    """One metric over maps, by class: float64 ``[C]``, and how many ``images`` it is over, int64 ``[C]``.
+    """One metric over maps, by class: float64 ``[C]``, and over how many ``images``, int64 ``[C]``.
 
     ``value`` is the mean over ``images`` pairs, with the ends of its bootstrapped 95% interval; NaN
     without any. ``mean``, ``mean_low``, ``mean_high`` are over the classes that have one.
