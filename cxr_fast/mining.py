@@ -40,6 +40,23 @@ class Findings(NamedTuple):
     probability: NDArray[np.float32]
 
 
+class Maps(NamedTuple):
+    """Heatmaps of a batch, one entry an image and class, in that order: what a run keeps of them.
+
+    ``image`` and ``class_index`` int64 [M], ``probability`` float32 [M], ``peak`` float32 [M, 2] (x, y
+    of the centre of the first largest cell, in original pixels; NaN where the map is constant),
+    ``image_size`` int32 [M, 2] (height, width), ``heatmap`` uint8 [M, H, W] from the least (0) to the
+    largest (255) value of each, if they were asked for.
+    """
+
+    image: NDArray[np.int64]
+    class_index: NDArray[np.int64]
+    probability: NDArray[np.float32]
+    peak: NDArray[np.float32]
+    image_size: NDArray[np.int32]
+    heatmap: NDArray[np.uint8] | None
+
+
 class Mined(NamedTuple):
     """All that a batch gave: ``probability`` [N, C] of step 1, and the operators' results."""
 
@@ -160,14 +177,7 @@ def findings_of(
     found = ops.HeatmapBoxes(*(t.cpu() for t in mined.result.found))
     probability = mined.probability.float().cpu()
     counts = found.counts.clone()
-    count_n, count_c = counts.shape
-    keep = probability >= min_probability
-    keep[count_n if images is None else images :] = False
-    if wanted is not None:
-        chosen = torch.zeros(count_n, count_c, dtype=torch.bool)
-        for row, classes in enumerate(wanted):
-            chosen[row, list(classes)] = True
-        keep &= chosen
+    keep = (probability >= min_probability) & _wanted(wanted, images, *counts.shape)
     counts[~keep] = 0
     ranks = torch.arange(found.boxes.shape[2])
     n, c, k = torch.nonzero(ranks < counts[..., None], as_tuple=True)
@@ -179,3 +189,56 @@ def findings_of(
         found.scores[n, c, k].numpy(),
         probability[n, c].numpy(),
     )
+
+
+def maps_of(
+    mined: Mined,
+    image_sizes: Tensor,
+    wanted: Sequence[Sequence[int]] | None = None,
+    images: int | None = None,
+    heatmaps: bool = False,
+) -> Maps:
+    """What is kept of the heatmap of every wanted class, however improbable it is.
+
+    ``image_sizes`` [N, 2] height and width; ``wanted`` and ``images`` as for ``findings_of``. Images
+    whose probability is NaN have no maps.
+    """
+    probability = mined.probability.float().cpu()
+    keep = ~probability.isnan() & _wanted(wanted, images, *probability.shape)
+    n, c = torch.nonzero(keep, as_tuple=True)
+    heatmap = mined.result.heatmap
+    height, width = heatmap.shape[2:]
+    flat = heatmap.flatten(2)
+    lo, hi = flat.aminmax(dim=2)
+    place = flat.argmax(dim=2).cpu()[n, c]  # the first of equal ones
+    size = image_sizes.to(torch.float64)[n]
+    x = (place % width + 0.5) / width * size[:, 1]
+    y = (place // width + 0.5) / height * size[:, 0]
+    peak = torch.stack([x, y], 1).to(torch.float32)
+    peak[~(hi > lo).cpu()[n, c]] = torch.nan
+    levels = None
+    if heatmaps:
+        span = torch.where(hi > lo, hi - lo, 1.0)[..., None]
+        scaled = ((flat - lo[..., None]) / span * 255).round().to(torch.uint8)
+        levels = scaled.cpu()[n, c].reshape(-1, height, width).numpy()
+    return Maps(
+        n.numpy(),
+        c.numpy(),
+        probability[n, c].numpy(),
+        peak.numpy(),
+        size.to(torch.int32).numpy(),
+        levels,
+    )
+
+
+def _wanted(
+    wanted: Sequence[Sequence[int]] | None, images: int | None, count_n: int, count_c: int
+) -> Tensor:
+    """Which maps [N, C] count: those of real images (padding is no image) and wanted classes."""
+    chosen = torch.zeros(count_n, count_c, dtype=torch.bool)
+    if wanted is None:
+        chosen[:images] = True
+    else:
+        for row, classes in enumerate(wanted[:images]):
+            chosen[row, list(classes)] = True
+    return chosen

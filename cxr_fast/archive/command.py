@@ -108,6 +108,7 @@ def prepare(
     truth: Path | None,
     overlays: int,
     min_probability: float,
+    heatmaps: bool,
     precision: Precision,
     batch_size: int,
     device: str,
@@ -137,7 +138,9 @@ def prepare(
             "mined next time; choose a folder outside"
         )
     wanted = _classes_by_image(listed, labels, miner.card.class_names) if labels else None
-    options = RunOptions(batch_size=batch_size, min_probability=min_probability, classes_of=wanted)
+    options = RunOptions(
+        batch_size=batch_size, min_probability=min_probability, classes_of=wanted, heatmaps=heatmaps
+    )
     truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)
     return MiningJob(listed, miner, out, settings, options, truths, overlays, threads)

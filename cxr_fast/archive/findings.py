@@ -1,14 +1,15 @@
-"""The folder that a mining run writes: boxes and errors as Parquet, safe against a kill.
+"""The folder that a mining run writes: boxes, maps and errors as Parquet, safe against a kill.
 
     DIR/run.json                      the run's settings
     DIR/images.parquet                the images it is about
     DIR/findings/part-00000.parquet   one row a box; one part a shard of images
+    DIR/maps/part-00000.parquet       one row a heatmap: probability, peak, perhaps the heatmap itself
     DIR/errors/part-00000.parquet     the shard's unreadable images; absent where there are none
     DIR/errors.parquet                all of them; written when the run ends, even when empty
     DIR/.lock                         held, not merely present, while a run is at work
 
 A shard counts as finished when its findings part has its name. Every file is written under a
-temporary name in its own folder, synced, and renamed; the errors part goes first, so a finished
+temporary name in its own folder, synced, and renamed; the findings part goes last, so a finished
 shard is complete. A part that has its name is never written again.
 """
 
@@ -31,22 +32,12 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FINDINGS_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("class", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("rank", pa.int8(), nullable=False),
-        *(pa.field(edge, pa.float32(), nullable=False) for edge in ("x1", "y1", "x2", "y2")),
-        pa.field("score", pa.float32(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),
-    ]
-)
-IMAGES_SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
-ERRORS_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-    ]
+from cxr_fast.archive.schemas import (
+    ERRORS_SCHEMA,
+    FINDINGS_SCHEMA,
+    IMAGES_SCHEMA,
+    findings_table,
+    maps_table,
 )
 
 _FORMAT = "cxr_fast mining run, version 1"
@@ -99,11 +90,12 @@ class RunFolder:
         shard: int,
         findings: pa.Table | Mapping[str, Any],
         errors: Iterable[tuple[str, str]] = (),
+        maps: pa.Table | Mapping[str, Any] | None = None,
     ) -> None:
         """Commit one shard; see the function ``write_shard``."""
         if self._lock < 0:
             raise ValueError(f"the run in {self.path} is closed")
-        write_shard(self.path, shard, findings, errors)
+        write_shard(self.path, shard, findings, errors, maps)
 
     def finish(self, shards: int) -> int:
         """Write errors.parquet, all shards' errors in their order; return how many there are.
@@ -126,7 +118,7 @@ def open_run(out: str | Path, settings: Mapping[str, Any]) -> RunFolder:
     """Take a folder for a run, make it when missing, or go on with an unfinished run in it.
 
     ``settings`` is everything that decides the run's rows, as JSON values (tuples count as lists).
-    Temporary files of a killed run, and errors of a shard that it did not finish, are removed.
+    Temporary files of a killed run, and errors and maps of a shard that it did not finish, are removed.
 
     Raises RunFolderError, before anything is written, if the folder cannot be written to, holds
     files but no run, holds a run with other settings (the message lists them, old -> new), or is
@@ -167,12 +159,14 @@ def write_shard(
     shard: int,
     findings: pa.Table | Mapping[str, Any],
     errors: Iterable[tuple[str, str]] = (),
+    maps: pa.Table | Mapping[str, Any] | None = None,
 ) -> None:
     """Commit one shard of the run in ``path``: after the return it survives a power cut.
 
-    ``findings`` is a table, or columns, of ``FINDINGS_SCHEMA``; ``errors`` are pairs of image_id
-    and reason. It takes no lock, so that worker processes can write for the one that holds it;
-    different shards may be written at the same time.
+    ``findings`` is a table, or columns, of ``FINDINGS_SCHEMA``, ``maps`` one of ``MAPS_SCHEMA`` or
+    ``HEATMAPS_SCHEMA``; ``errors`` are pairs of image_id and reason. It takes no lock, so
+    that worker processes can write for the one that holds it; different shards may be written at the
+    same time.
 
     Raises FileExistsError if the shard is finished already, ValueError for a shard below 0 or
     rows that do not fit the schema, OSError if the disk does not take them.
@@ -183,20 +177,33 @@ def write_shard(
     name = f"part-{shard:05d}.parquet"
     if (folder / "findings" / name).exists():
         raise FileExistsError(f"shard {shard} of {folder} is finished; it is not written again")
-    table = _findings_table(findings)
+    table = findings_table(findings)
+    mapped = None if maps is None else maps_table(maps)
     pairs = list(errors)
     if pairs:
         columns = {"image_id": [pair[0] for pair in pairs], "reason": [pair[1] for pair in pairs]}
         _write_table(folder / "errors" / name, pa.table(columns, schema=ERRORS_SCHEMA))
+    if mapped is not None:
+        _write_table(folder / "maps" / name, mapped)
     _write_table(folder / "findings" / name, table)
 
 
-def read_findings(path: str | Path) -> pa.Table:
+def read_findings(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read all finished shards of a run, in their order, as one table of ``FINDINGS_SCHEMA``.
+
+    ``columns`` names those that are wanted, None all. Raises RunFolderError if ``path`` holds no run.
+    """
+    names = FINDINGS_SCHEMA.names if columns is None else columns
+    schema = pa.schema([FINDINGS_SCHEMA.field(name) for name in names])
+    return _read_parts(Path(path), "findings", schema).unify_dictionaries()
+
+
+def map_parts(path: str | Path) -> list[Path]:
+    """Return the files with the maps of a run's finished shards, in order; none in older runs.
 
     Raises RunFolderError if ``path`` holds no run.
     """
-    return _read_parts(Path(path), "findings", FINDINGS_SCHEMA).unify_dictionaries()
+    return _finished_parts(Path(path), "maps")
 
 
 def read_images(path: str | Path) -> list[str]:
@@ -210,8 +217,12 @@ def read_images(path: str | Path) -> list[str]:
 
 def run_class_names(path: str | Path) -> tuple[str, ...]:
     """Return the names of the classes that a run's model knows."""
-    settings = _settings_in(Path(path)) or {}
-    return tuple(settings.get("model", {}).get("class_names", ()))
+    return tuple(run_settings(path).get("model", {}).get("class_names", ()))
+
+
+def run_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder; nothing where there is none."""
+    return _settings_in(Path(path)) or {}
 
 
 def read_errors(path: str | Path) -> pa.Table:
@@ -220,19 +231,6 @@ def read_errors(path: str | Path) -> pa.Table:
     Raises RunFolderError if ``path`` holds no run.
     """
     return _read_parts(Path(path), "errors", ERRORS_SCHEMA)
-
-
-def _findings_table(findings: pa.Table | Mapping[str, Any]) -> pa.Table:
-    names = list(findings.column_names if isinstance(findings, pa.Table) else findings)
-    if sorted(names) != sorted(FINDINGS_SCHEMA.names):
-        raise ValueError(f"expected the columns {FINDINGS_SCHEMA.names}, got {names}")
-    if isinstance(findings, pa.Table):
-        table = findings.select(FINDINGS_SCHEMA.names).cast(FINDINGS_SCHEMA)
-    else:
-        table = pa.table(dict(findings), schema=FINDINGS_SCHEMA)
-    if any(column.null_count for column in table.columns):
-        raise ValueError("a finding has no missing values, but a column holds some")
-    return table
 
 
 def _refuse_other(path: Path, wanted: dict[str, Any]) -> bool:
@@ -308,7 +306,7 @@ def _take_lock(path: Path) -> int:
 
 def _prepare(path: Path) -> None:
     """Make the folders of a run, and clear what a killed run left half done."""
-    for folder in (path, path / "findings", path / "errors"):
+    for folder in (path, *(path / kind for kind in ("findings", "maps", "errors"))):
         folder.mkdir(exist_ok=True)
         for name in os.listdir(folder):
             if _TEMPORARY.fullmatch(name):
@@ -318,9 +316,10 @@ def _prepare(path: Path) -> None:
             pass
         (folder / ".probe").unlink()
     finished = _parts(path / "findings")
-    for shard, part in _parts(path / "errors").items():
-        if shard not in finished:
-            part.unlink()
+    for kind in ("maps", "errors"):
+        for shard, part in _parts(path / kind).items():
+            if shard not in finished:
+                part.unlink()
     _sync_folder(path)
     _sync_folder(path.absolute().parent)
 
@@ -339,13 +338,17 @@ def _shard(match: re.Match[str]) -> int:
 
 
 def _read_parts(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
+    # Each file on its own: pyarrow would otherwise read a folder's name as a partition.
+    parts = _finished_parts(path, kind)
+    tables = [pq.read_table(part, schema=schema, partitioning=None) for part in parts]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _finished_parts(path: Path, kind: str) -> list[Path]:
     if _settings_in(path) is None:
         raise RunFolderError(f"{path} holds no mining run (there is no run.json in it)")
     finished = _parts(path / "findings")
-    parts = [part for shard, part in _parts(path / kind).items() if shard in finished]
-    # Each file on its own: pyarrow would otherwise read a folder's name as a partition.
-    tables = [pq.read_table(part, schema=schema, partitioning=None) for part in parts]
-    return pa.concat_tables([schema.empty_table(), *tables])
+    return [part for shard, part in _parts(path / kind).items() if shard in finished]
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

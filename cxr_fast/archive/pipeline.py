@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from cxr_fast import __version__
 from cxr_fast.archive.findings import RunFolder
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_image, to_input
-from cxr_fast.mining import Findings, Mined, Miner, findings_of
+from cxr_fast.mining import Findings, Maps, Mined, Miner, findings_of, maps_of
 
 # Called after every batch: images done in this run, images to do in all, and what the time went to.
 Progress = Callable[[int, int, "Stages"], None]
@@ -54,6 +55,7 @@ class Outcome(NamedTuple):
     """What is kept of a batch until its shard is written: rows, whose images, what failed."""
 
     findings: Findings
+    maps: Maps
     readable: tuple[int, ...]
     errors: tuple[tuple[str, str], ...]
 
@@ -100,6 +102,8 @@ class RunOptions:
     min_probability: float = 0.0
     # Class indices of each image_id, or None for all classes of all images.
     classes_of: Mapping[str, Sequence[int]] | None = None
+    # Whether the heatmaps themselves are kept beside their peaks.
+    heatmaps: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shard_size < 1:
@@ -135,6 +139,7 @@ def run_settings(
         "shard_size": options.shard_size,
         "classes": classes,
         "min_probability": options.min_probability,
+        "heatmaps": options.heatmaps,
         "cxr_fast": __version__,
         "torch": torch.__version__,
     }
@@ -181,12 +186,12 @@ def mine_archive(
             if options.classes_of is not None:
                 names = (images.image_ids[position] for position in readings.readable)
                 wanted = [options.classes_of.get(name, ()) for name in names]
-            findings = findings_of(
-                mined, wanted, options.min_probability, images=len(readings.readable)
-            )
+            count = len(readings.readable)
+            findings = findings_of(mined, wanted, options.min_probability, images=count)
+            maps = maps_of(mined, readings.sizes, wanted, count, options.heatmaps)
         if inspect:
             inspect(readings, mined)
-        return Outcome(findings, readings.readable, readings.errors + broken)
+        return Outcome(findings, maps, readings.readable, readings.errors + broken)
 
     def work(batch: Batch) -> Outcome | Readings:
         return mine(read(batch)) if inline else read(batch)
@@ -306,18 +311,57 @@ def _write(
     images: ImageList,
     miner: Miner,
 ) -> None:
-    columns: dict[str, list[Any]] = {name: [] for name in ("image_id", "class")}
-    parts: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("rank", "boxes", "score", "probability")
+    findings = _joined([o.findings for o in outcomes])
+    maps = _joined([o.maps for o in outcomes])
+    named = [
+        _names(images, miner, [o.readable for o in outcomes], batches)
+        for batches in ([o.findings for o in outcomes], [o.maps for o in outcomes])
+    ]
+    edges = {edge: findings["boxes"][:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
+    rows = {**named[0], **edges, **{n: findings[n] for n in ("rank", "score", "probability")}}
+    peak_x, peak_y = (pa.array(axis, from_pandas=True) for axis in maps["peak"].T)  # NaN is null
+    height, width = maps["image_size"].T
+    mapped = {
+        **named[1],
+        "probability": maps["probability"],
+        "peak_x": peak_x,
+        "peak_y": peak_y,
+        "image_height": height,
+        "image_width": width,
     }
-    errors: list[tuple[str, str]] = []
-    for findings, readable, failed in outcomes:
-        columns["image_id"] += [images.image_ids[readable[row]] for row in findings.image]
-        columns["class"] += [miner.card.class_names[c] for c in findings.class_index]
-        for name, values in parts.items():
-            values.append(getattr(findings, name))
-        errors += failed
-    joined = {name: np.concatenate(values) for name, values in parts.items()}
-    boxes = joined.pop("boxes")
-    edges = {edge: boxes[:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
-    run.write_shard(shard, {**columns, **edges, **joined}, errors)
+    if "heatmap" in maps:
+        mapped |= _heatmap_columns(maps["heatmap"])
+    run.write_shard(shard, rows, [error for o in outcomes for error in o.errors], mapped)
+
+
+def _joined(batches: Sequence[Findings] | Sequence[Maps]) -> dict[str, np.ndarray]:
+    """The columns of several batches, one behind the other; without those that were not asked for."""
+    columns = zip(batches[0]._fields, zip(*batches, strict=True), strict=True)
+    return {name: np.concatenate(parts) for name, parts in columns if parts[0] is not None}
+
+
+def _names(
+    images: ImageList,
+    miner: Miner,
+    readable: Sequence[tuple[int, ...]],
+    batches: Sequence[Findings] | Sequence[Maps],
+) -> dict[str, pa.Array]:
+    """The columns image_id and class, from the rows and indices within each batch."""
+    first = np.cumsum([0, *(len(positions) for positions in readable)])
+    ids = pa.array([images.image_ids[p] for positions in readable for p in positions], pa.string())
+    row = np.concatenate([b.image + start for b, start in zip(batches, first, strict=False)])
+    index = np.concatenate([b.class_index for b in batches]).astype(np.int32)
+    classes = pa.DictionaryArray.from_arrays(index, pa.array(miner.card.class_names, pa.string()))
+    return {"image_id": ids.take(pa.array(row)), "class": classes}
+
+
+def _heatmap_columns(heatmap: np.ndarray) -> dict[str, Any]:
+    """Heatmaps uint8 [M, H, W] as bytes, without copying each."""
+    count, height, width = heatmap.shape
+    ends = np.arange(count + 1, dtype=np.int64) * (height * width)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(heatmap))]
+    return {
+        "height": np.full(count, height, np.int16),
+        "width": np.full(count, width, np.int16),
+        "heatmap": pa.Array.from_buffers(pa.large_binary(), count, buffers),
+    }

@@ -37,6 +37,8 @@ def _one_source(context: click.Context, parameter: click.Parameter, value: tuple
               help="Draw the first N images, as in the paper's Fig. 2.")  # fmt: skip
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0.0, show_default=True,
               help="Leave out classes less probable than this.")  # fmt: skip
+@click.option("--heatmaps", is_flag=True,
+              help="Keep the heatmaps too, for evaluate's mean IoU and pixel AUC.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
               default="auto", show_default=True,
               help="Of the network; resolved once and recorded.")  # fmt: skip
@@ -54,6 +56,7 @@ def mine(
     truth: Path | None,
     overlays: int,
     min_probability: float,
+    heatmaps: bool,
     precision: Any,
     batch_size: int,
     device: str,
@@ -63,15 +66,16 @@ def mine(
 ) -> None:
     """Mine IMAGES (a folder, a quoted glob, a CSV, or one file) into boxes.
 
-    Writes OUT/findings/*.parquet, one row a box, OUT/errors.parquet and OUT/run.json. The same
+    Writes OUT/findings/*.parquet, one row a box, OUT/maps/*.parquet, one row a heatmap,
+    OUT/errors.parquet and OUT/run.json. The same
     command goes on where it stopped; other settings in the same folder are refused.
     """
     from cxr_fast.archive import command
 
     console = Console(stderr=True)
     job = command.prepare(
-        images, model, out, classes, labels, truth, overlays, min_probability, precision,
-        batch_size, device, threads or cores(),
+        images, model, out, classes, labels, truth, overlays, min_probability, heatmaps,
+        precision, batch_size, device, threads or cores(),
     )  # fmt: skip
     console.print(job.summary, highlight=False)
     with progress_bar(console) as bar:

@@ -23,11 +23,13 @@ from cxr_fast.archive.findings import (
     ERRORS_SCHEMA,
     FINDINGS_SCHEMA,
     RunFolderError,
+    map_parts,
     open_run,
     read_errors,
     read_findings,
     write_shard,
 )
+from cxr_fast.archive.schemas import HEATMAPS_SCHEMA, MAPS_SCHEMA
 
 SETTINGS = {"batch_size": 16, "model": "demo", "mining": {"steps": 3, "thresholds": (0.25, 0.75)}}
 
@@ -40,6 +42,16 @@ def rows(shard: int, count: int = 3) -> dict[str, Any]:
         **{edge: np.arange(count, dtype=np.float32) + shard for edge in ("x1", "y1", "x2", "y2")},
         "score": [0.5] * count,
         "probability": np.full(count, 0.25, np.float32),
+    }
+
+
+def maps(shard: int, count: int = 2) -> dict[str, Any]:
+    return {
+        "image_id": [f"{shard}/{index}.png" for index in range(count)],
+        "class": ["Mass"] * count,
+        "probability": [0.25] * count,
+        **{axis: [None if index else 4.5 for index in range(count)] for axis in ("peak_x", "peak_y")},
+        **{side: [1024] * count for side in ("image_height", "image_width")},
     }
 
 
@@ -246,8 +258,27 @@ def test_rows_that_do_not_fit_leave_no_trace(
         assert run.finished_shards() == set()
 
 
+def test_maps_with_and_without_heatmaps(tmp_path: Path) -> None:
+    heatmaps = {"height": [2, 2], "width": [3, 3], "heatmap": [bytes(range(6)), bytes(6)]}
+    with open_run(tmp_path, {}) as run:
+        run.write_shard(0, rows(0), maps=maps(0))
+        run.write_shard(1, rows(1), maps={**maps(1), **heatmaps})
+        for wrong, message in (
+            ({**maps(2), "height": [2, 2]}, "expected the columns"),
+            ({**maps(2), "probability": [0.5, None]}, "missing values"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                run.write_shard(2, rows(2), maps=wrong)
+        assert run.finished_shards() == {0, 1}
+    first, second = (pq.read_table(part, partitioning=None) for part in map_parts(tmp_path))
+    assert first.schema == MAPS_SCHEMA
+    assert first.to_pydict() == maps(0)
+    assert second.schema == HEATMAPS_SCHEMA
+    assert second.to_pydict() == {**maps(1), **heatmaps}
+
+
 def test_missing_run(tmp_path: Path) -> None:
-    for read in (read_findings, read_errors):
+    for read in (read_findings, read_errors, map_parts):
         with pytest.raises(RunFolderError, match="holds no mining run"):
             read(tmp_path / "nowhere")
 
@@ -266,10 +297,10 @@ def until_killed(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 setattr(os, call, until_killed)
-from tests_rows import rows
+from tests_rows import maps, rows
 with findings.open_run(out, {"a": 1}) as run:
     for shard in sorted({0, 1, 2} - run.finished_shards()):
-        run.write_shard(shard, rows(shard), [(f"{shard}/bad.png", "truncated PNG")])
+        run.write_shard(shard, rows(shard), [(f"{shard}/bad.png", "truncated PNG")], maps(shard))
     run.finish(3)
 """
 
@@ -290,16 +321,20 @@ def test_a_kill_between_write_and_rename_loses_nothing(tmp_path: Path) -> None:
     assert run_until(tmp_path / "whole", "replace", 0) == 0
     whole = tables(tmp_path / "whole")
     names = files(tmp_path / "whole")
-    # The renames of a run: run.json, 3 probes, then two a shard, then errors.parquet.
-    for deadly in (1, 3, 5, 6, 8, 11):
+    assert {name for name in names if name.startswith("maps/")} == {
+        f"maps/part-0000{shard}.parquet" for shard in range(3)
+    }
+    # The renames of a run: run.json, 4 probes, then three a shard, then errors.parquet.
+    for deadly in (1, 3, 6, 7, 8, 10, 15):
         out = tmp_path / f"killed {deadly}"
         assert run_until(out, "replace", deadly) == -signal.SIGKILL
         left = {name for name in files(out) if ".tmp-" in name}
         assert left, "the kill came between write and rename"
         committed = {path: path.read_bytes() for path in out.glob("findings/*.parquet")}
-        assert len(committed) == {1: 0, 3: 0, 5: 0, 6: 0, 8: 1, 11: 3}[deadly]
+        assert len(committed) == {1: 0, 3: 0, 6: 0, 7: 0, 8: 0, 10: 1, 15: 3}[deadly]
         if deadly > 1:
             assert read_findings(out).num_rows == 3 * len(committed)
+            assert len(map_parts(out)) == len(committed)
         assert run_until(out, "replace", 0) == 0
         assert files(out) == names
         assert all(path.read_bytes() == content for path, content in committed.items())
@@ -320,13 +355,15 @@ def test_a_kill_while_a_file_is_synced(tmp_path: Path) -> None:
 
 def test_errors_of_an_unfinished_shard_do_not_stay(tmp_path: Path) -> None:
     with open_run(tmp_path, {}) as run:
-        run.write_shard(0, rows(0), [("0/bad.png", "no such file")])
-        run.write_shard(1, rows(1), [("1/bad.png", "cannot be read: Stale file handle")])
+        run.write_shard(0, rows(0), [("0/bad.png", "no such file")], maps(0))
+        run.write_shard(1, rows(1), [("1/bad.png", "cannot be read: Stale file handle")], maps(1))
     (tmp_path / "findings" / "part-00001.parquet").unlink()  # as if killed just before it came
     assert read_errors(tmp_path)["image_id"].to_pylist() == ["0/bad.png"]
+    assert [part.name for part in map_parts(tmp_path)] == ["part-00000.parquet"]
     with open_run(tmp_path, {}) as run:
         run.write_shard(1, rows(1))  # this time the image could be read
         run.finish(2)
+    assert [part.name for part in map_parts(tmp_path)] == ["part-00000.parquet"]
     assert pq.read_table(tmp_path / "errors.parquet")["image_id"].to_pylist() == ["0/bad.png"]
 
 
@@ -358,9 +395,9 @@ def test_everything_is_synced_before_it_is_named(
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append((str(a), str(b))), replace(a, b)))
     with open_run(tmp_path, {}) as run:
         events.clear()
-        run.write_shard(0, rows(0), [("a", "b")])
+        run.write_shard(0, rows(0), [("a", "b")], maps(0))
     for folder, (first, second, third) in zip(
-        ("errors", "findings"), (events[:3], events[3:]), strict=True
+        ("errors", "maps", "findings"), (events[:3], events[3:6], events[6:]), strict=True
     ):
         assert first == ("sync", second[0])
         assert second[1] == str(tmp_path / folder / "part-00000.parquet")

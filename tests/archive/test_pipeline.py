@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from cxr_fast import reference
 from cxr_fast.archive import pipeline
-from cxr_fast.archive.findings import open_run, read_errors, read_findings
+from cxr_fast.archive.findings import map_parts, open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images, read_image, to_input
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import Miner
@@ -134,6 +135,7 @@ def test_rows_do_not_depend_on_threads_or_interruption(
     assert report.images == 13, "the finished shard was mined again"
     assert first.stat().st_mtime_ns == before
     assert undisturbed.equals(read_findings(tmp_path / "broken"))
+    assert maps_in(tmp_path / "broken") == maps_in(tmp_path / "one")
     assert mine(folder, tmp_path / "broken", miner).images == 0
 
 
@@ -194,6 +196,71 @@ def test_classes_of_and_min_probability_leave_rows_out(
     likely = read_findings(tmp_path / "likely").to_pylist()
     assert likely == [row for row in everything if row["probability"] >= np.float32(middle)]
     assert 0 < len(likely) < len(everything)
+
+
+def maps_in(run: Path) -> list[dict[str, object]]:
+    return [
+        row for part in map_parts(run) for row in pq.read_table(part, partitioning=None).to_pylist()
+    ]
+
+
+def test_maps_are_those_of_the_plain_network(
+    folder: Path, tmp_path: Path, miner: Miner, classifier: torch.nn.Module
+) -> None:
+    mine(folder, tmp_path / "run", miner, heatmaps=True, min_probability=0.9)
+    rows = maps_in(tmp_path / "run")
+    images = list_images(folder)
+    # Every class of every image, in order, however improbable.
+    assert [(r["image_id"], r["class"]) for r in rows] == [
+        (image_id, name) for image_id in images.image_ids for name in CARD.class_names
+    ]
+    agreeing = 0
+    for i, path in enumerate(images.paths):
+        pixels = read_image(path)
+        normalised = (torch.from_numpy(to_input(pixels, 64))[None, None] - 0.5) / 0.25
+        with torch.no_grad():
+            features = classifier.features(normalised)
+        fc, box_rule = classifier.fc, {"thresholds": SETTINGS.thresholds, "select": SETTINGS.select}
+        result = reference.attention_mining(
+            features, fc.weight, fc.bias, image_size=pixels.shape, **box_rule
+        )
+        for c, row in enumerate(rows[3 * i : 3 * i + 3]):
+            heatmap = result.heatmap[0, c].detach().numpy()
+            expected = float(result.logits[0, c, 0].detach().sigmoid())
+            assert row["probability"] == pytest.approx(expected, abs=1e-4)
+            assert (row["image_height"], row["image_width"]) == pixels.shape
+            assert (row["height"], row["width"]) == heatmap.shape
+            kept = np.frombuffer(row["heatmap"], np.uint8).reshape(heatmap.shape)
+            y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+            peak = ((x + 0.5) / heatmap.shape[1] * pixels.shape[1],
+                    (y + 0.5) / heatmap.shape[0] * pixels.shape[0])  # fmt: skip
+            same_peak = np.allclose((row["peak_x"], row["peak_y"]), peak, atol=1e-3)
+            agreeing += same_peak and np.abs(kept / 255.0 - heatmap).max() < 0.004
+    # The folded network's CAM differs by rounding, which can move a peak or an erased pixel.
+    assert agreeing >= 0.97 * len(rows)
+
+
+def test_maps_of_wanted_classes_and_of_maps_that_show_nothing(
+    folder: Path, tmp_path: Path, miner: Miner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = miner.model.forward
+
+    def odd(images: torch.Tensor) -> torch.Tensor:
+        cam = network(images)
+        cam[0] = 0.25  # constant: no box
+        cam[1] = torch.inf  # an error
+        return cam
+
+    monkeypatch.setattr(miner.model, "forward", odd)
+    first, second, third = list_images(folder).image_ids[:3]
+    wanted = {first: (0,), second: (1,), third: (0, 2)}
+    mine(folder, tmp_path / "run", miner, classes_of=wanted)
+    rows = maps_in(tmp_path / "run")
+    assert [(r["image_id"], r["class"]) for r in rows] == [(first, "A"), (third, "A"), (third, "C")]
+    assert rows[0]["peak_x"] is rows[0]["peak_y"] is None
+    assert None not in rows[1].values()
+    assert "heatmap" not in rows[0]
+    assert first not in read_findings(tmp_path / "run")["image_id"].to_pylist()
 
 
 def test_only_so_many_batches_are_under_way() -> None:
