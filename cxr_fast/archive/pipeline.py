@@ -313,16 +313,15 @@ def _write(
 ) -> None:
     findings = _joined([o.findings for o in outcomes])
     maps = _joined([o.maps for o in outcomes])
-    named = [
-        _names(images, miner, [o.readable for o in outcomes], batches)
-        for batches in ([o.findings for o in outcomes], [o.maps for o in outcomes])
-    ]
+    readable = [o.readable for o in outcomes]
+    of_boxes = _names(images, miner, readable, [o.findings for o in outcomes])
+    of_maps = _names(images, miner, readable, [o.maps for o in outcomes])
     edges = {edge: findings["boxes"][:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
-    rows = {**named[0], **edges, **{n: findings[n] for n in ("rank", "score", "probability")}}
+    rows = {**of_boxes, **edges, **{n: findings[n] for n in ("rank", "score", "probability")}}
     peak_x, peak_y = (pa.array(axis, from_pandas=True) for axis in maps["peak"].T)  # NaN is null
     height, width = maps["image_size"].T
     mapped = {
-        **named[1],
+        **of_maps,
         "probability": maps["probability"],
         "peak_x": peak_x,
         "peak_y": peak_y,
@@ -344,7 +343,7 @@ def _names(
     images: ImageList,
     miner: Miner,
     readable: Sequence[tuple[int, ...]],
-    batches: Sequence[Findings] | Sequence[Maps],
+    batches: Sequence[Findings | Maps],
 ) -> dict[str, pa.Array]:
     """The columns image_id and class, from the rows and indices within each batch."""
     first = np.cumsum([0, *(len(positions) for positions in readable)])

@@ -14,6 +14,7 @@ from cxr_fast.metrics.bootstrap import (
 )
 from cxr_fast.metrics.localization import (
     ImageCounts,
+    Images,
     Localization,
     LocalizationRow,
     image_counts,
@@ -21,17 +22,19 @@ from cxr_fast.metrics.localization import (
     localization_table,
 )
 from cxr_fast.metrics.maps import MapScores, heatmap_peaks, map_iou, pixel_auc, pointing_game
-from cxr_fast.metrics.overlap import iobb, iou
+from cxr_fast.metrics.overlap import Overlap, iobb, iou
 from cxr_fast.metrics.ranking import AurocInterval, auroc, auroc_interval
 
 __all__ = [
     "AccDifference",
     "AurocInterval",
     "ImageCounts",
+    "Images",
     "Localization",
     "LocalizationIntervals",
     "LocalizationRow",
     "MapScores",
+    "Overlap",
     "acc_difference",
     "auroc",
     "auroc_interval",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def _delong(
     s10 = with_positive / ((with_positive - 1) * m) * (above @ above)
     s01 = with_negative / ((with_negative - 1) * n) * (below @ below)
     s11 = units / (units - 1) * (above @ below)
-    return area, float(np.sqrt(max(s10 / m + s01 / n + 2 * s11 / (m * n), 0.0)))
+    return area, math.sqrt(max(float(s10 / m + s01 / n + 2 * s11 / (m * n)), 0.0))
 
 
 def _twice_mid_ranks(score: npt.NDArray[Any]) -> IntArray:
