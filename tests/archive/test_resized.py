@@ -1,4 +1,4 @@
-"""cxr_fast.archive.resized: the right bytes, each image once, whoever else is at it, whatever breaks."""
+"""cxr_fast.archive.resized: the right bytes, each made once, whatever breaks."""
 
 from __future__ import annotations
 
@@ -319,12 +319,12 @@ def test_unreadable_images_are_named(files: list[Path], tmp_path: Path, cached: 
     cache = tmp_path / "cache" if cached else None
     content = files[3].read_bytes()
     files[3].write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="cannot be read: .*truncated") as error:
+    with pytest.raises(ValueError, match=r"cannot be read: .*truncated") as error:
         resize_images(files, SIZE, cache=cache)
     assert str(error.value).startswith(str(files[3]))
     files[3].write_bytes(content)
     np.testing.assert_array_equal(resize_images(files, SIZE, cache=cache)[:], direct(files))
-    with pytest.raises(ValueError, match="absent.png cannot be read: no such file"):
+    with pytest.raises(ValueError, match=r"absent\.png cannot be read: no such file"):
         resize_images([*files, tmp_path / "absent.png"], SIZE, cache=cache)
 
 
