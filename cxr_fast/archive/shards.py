@@ -238,7 +238,7 @@ def key_of(files: Sequence[str], size: int) -> str:
     for file in files:
         status = _status(file)
         described.append(f"{os.path.basename(file)!r} {status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256("\n".join(described).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:32]
 
 
 def _status(path: str) -> os.stat_result:
