@@ -256,7 +256,7 @@ def _bounded(
     threshold: float,
     bound: float,
     units: Units,
-    weights: FloatArray,
+    weights: npt.NDArray[np.float32],
     images: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Boxes found and false positives of the longest prefix below the bound, for each resample [r]."""
@@ -270,12 +270,14 @@ def _bounded(
     step = max(1, CHUNK // max(len(places), len(hit), 1))
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
-        along = np.cumsum(weights[part][:, rows], axis=1)
+        along = np.cumsum(weights[part][:, rows], axis=1, dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             # A resample without images of the class has an empty list.
             reached = along / images[part, None] >= bound if bound < np.inf else along < 0
         cut = np.append(places, walk.length)[_first_true(reached)]
-        found[part] = ((first[hit] < cut[:, None]) * weights[part][:, truth_rows]).sum(axis=1)
+        found[part] = ((first[hit] < cut[:, None]) * weights[part][:, truth_rows]).sum(
+            axis=1, dtype=np.float64
+        )
         total = along[:, -1] if len(places) else np.zeros(len(along))
         missed[part] = np.minimum(total, _largest_below(bound, images[part], total))
     return found, missed

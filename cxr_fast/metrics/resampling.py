@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cxr_fast.metrics.checks import AnyArray, FloatArray, IntArray
 
@@ -54,10 +55,12 @@ def resampled_sums(
     if table.shape[1] > _WORTH_MERGING:
         table, multiplicity = _merged(table, multiplicity)
     for weights in drawn_weights(multiplicity, resamples, seed):
-        yield (weights.astype(table.dtype) @ table.T).astype(np.float64)
+        yield (weights.astype(table.dtype, copy=False) @ table.T).astype(np.float64)
 
 
-def drawn_weights(multiplicity: IntArray, resamples: int, seed: int) -> Iterator[FloatArray]:
+def drawn_weights(
+    multiplicity: IntArray, resamples: int, seed: int
+) -> Iterator[npt.NDArray[np.float32]]:
     """How often each row is drawn, ``[r, U]`` in chunks that add up to ``resamples`` rows.
 
     As many are drawn as there are, ``multiplicity.sum()``: multinomial, by whichever of two ways is
@@ -73,11 +76,11 @@ def drawn_weights(multiplicity: IntArray, resamples: int, seed: int) -> Iterator
     for start in range(0, resamples, chunk):
         count = min(chunk, resamples - start)
         if rows == 0:
-            yield np.zeros((count, 0))
+            yield np.zeros((count, 0), dtype=np.float32)
         elif merged:
-            yield rng.multinomial(total, multiplicity / total, size=count).astype(np.float64)
+            yield rng.multinomial(total, multiplicity / total, size=count).astype(np.float32)
         else:
-            weights = np.empty((count, rows))
+            weights = np.empty((count, rows), dtype=np.float32)
             for r in range(count):
                 drawn = rng.integers(0, total, size=total, dtype=np.int32)
                 weights[r] = np.bincount(drawn if row_of is None else row_of[drawn], minlength=rows)
