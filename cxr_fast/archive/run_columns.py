@@ -43,9 +43,14 @@ class MapColumns(NamedTuple):
 
 
 def box_columns(
-    run: str | Path, image_numbers: Mapping[str, int], classes: Sequence[str]
+    run: str | Path,
+    image_numbers: Mapping[str, int],
+    classes: Sequence[str],
+    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> BoxColumns:
     """Boxes of the given classes in the given images (by image_id), in the run's order.
+
+    ``wanted`` ``[images, classes]`` leaves out the other pairs of an image and a class.
 
     Raises RunFolderError if ``run`` holds no run.
     """
@@ -53,6 +58,8 @@ def box_columns(
     table = _read(findings_parts(run), ["image_id", "class", "rank", *edges])
     image, class_index = _numbers(table, image_numbers, classes)
     keep = (image >= 0) & (class_index >= 0)
+    if wanted is not None:
+        keep &= wanted[image, class_index]  # -1 is the last one, and out already
     boxes = np.empty((int(keep.sum()), 4), dtype=np.float32)
     for i, edge in enumerate(edges):
         boxes[:, i] = table[edge].to_numpy()[keep]

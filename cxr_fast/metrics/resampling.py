@@ -54,8 +54,16 @@ def resampled_sums(
     table = np.concatenate([t.astype(np.float32 if whole else np.float64) for t in tables])
     if table.shape[1] > _WORTH_MERGING:
         table, multiplicity = _merged(table, multiplicity)
+    # A table of mostly zeros, as that of a class which few images have, is multiplied without them.
+    products = []
+    for part in np.split(table, np.cumsum([len(t) for t in tables])[:-1]):
+        used = np.flatnonzero(part.any(axis=0))
+        sparse = 2 * len(used) < part.shape[1]
+        products.append((used, part[:, used].T) if sparse else (None, part.T))
     for weights in drawn_weights(multiplicity, resamples, seed):
-        yield (weights.astype(table.dtype, copy=False) @ table.T).astype(np.float64)
+        weights = weights.astype(table.dtype, copy=False)
+        sums = [(weights if used is None else weights[:, used]) @ part for used, part in products]
+        yield np.concatenate(sums, axis=1).astype(np.float64)
 
 
 def drawn_weights(
