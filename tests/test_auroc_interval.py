@@ -60,8 +60,8 @@ def test_error_is_the_spread_of_a_bootstrap(together: int) -> None:
     areas = []
     for _ in range(1500):
         rows = (rng.integers(0, patients, patients)[:, None] * together + np.arange(together)).ravel()
-        won = stats.mannwhitneyu(score[rows][label[rows]], score[rows][~label[rows]]).statistic
-        areas.append(won / (label[rows].sum() * (~label[rows]).sum()))
+        drawn, positive = score[rows], label[rows]
+        areas.append((drawn[positive][:, None] > drawn[~positive]).mean())
     assert error == pytest.approx(np.std(areas), rel=0.1)
     if together > 1:
         alone = metrics.auroc_interval(score[:, None], label[:, None]).error[0]

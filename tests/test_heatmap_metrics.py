@@ -24,14 +24,16 @@ class Scene:
         pairs = [(i, c) for i in range(9) for c in range(3)]
         mapped = [pairs[k] for k in rng.permutation(27)[:20]]
         self.images, self.classes = np.array(mapped).T
-        self.heatmaps = rng.integers(0, 6, (20, H, W)).astype(dtype)
+        self.heatmaps = rng.integers(0, 5, (20, H, W)).astype(dtype)
+        for k in (*range(20), 4, 5, 6):  # a peak each, and a second one for three
+            self.heatmaps[k, rng.integers(0, H), rng.integers(0, W)] = 5
         if dtype is np.float64:
             self.heatmaps /= 5
         self.truth: list[tuple[int, int, tuple[float, ...]]] = []
         for i, c in pairs:
             for _ in range(int(rng.integers(0, 3)) if c < 2 else 0):
-                y, x = rng.random(2) * self.sizes[i] * 0.8
-                h, w = rng.random(2) * self.sizes[i] * 0.5
+                y, x = rng.random(2) * self.sizes[i] * 0.6
+                h, w = rng.uniform(0.02, 0.8, 2) * self.sizes[i]
                 self.truth.append((i, c, (x, y, x + w, y + h)))
 
     @property
@@ -172,7 +174,7 @@ def test_a_perfect_map_and_a_nodule_within_one_cell() -> None:
     heatmap = np.zeros((1, 4, 4))
     heatmap[0, 1, 2] = 1.0
     place: Any = (heatmap, [0], [0], [[40, 40]], [0], [0])
-    whole, nodule = [[20, 10, 30, 20]], [[22, 12, 26, 17]]  # a fourth of the cell's sixteen parts
+    whole, nodule = [[20, 10, 30, 20]], [[22, 12, 27, 17]]  # a fourth of the cell's sixteen parts
     assert metrics.heatmap_peaks(heatmap, [[40, 40]]).tolist() == [[25.0, 15.0]]
     for boxes, iou, auc in ((whole, 1.0, 1.0), (nodule, 4 / 16, 1 - 12 / 252 / 2)):
         assert metrics.map_iou(*place, boxes, findings=["Mass"]).value == [iou]
