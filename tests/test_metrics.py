@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +13,6 @@ from hypothesis import strategies as st
 from cxr_fast import metrics
 from cxr_fast.config import BOXED_FINDINGS
 from cxr_fast.metrics import Localization
-
-WANG_TABLE = Path(__file__).parents[1].parent / "shared" / "notes" / "wang2017.csv"
-WANG_IMAGES = 984
-WANG_TRUTHS = dict(zip(BOXED_FINDINGS, (180, 146, 153, 123, 85, 79, 120, 98), strict=True))
-# Wang et al. (2017), published cells: T(IoBB), finding, Acc, AFP.
-WANG_CELLS = [
-    ("0.1", "Atelectasis", "0.7277", "0.8323"),
-    ("0.1", "Nodule", "0.1645", "0.6047"),
-    ("0.25", "Effusion", "0.5424", "0.8598"),
-    ("0.5", "Pneumonia", "0.3833", "1.0132"),
-    ("0.75", "Mass", "0.1176", "0.7043"),
-    ("0.75", "Effusion", "0.2418", "0.9603"),
-    ("0.9", "Cardiomegaly", "0.6849", "0.7226"),
-]
 
 Box = tuple[int, int, int, int]
 Detections = list[tuple[int, int, Box]]  # image, rank, box
@@ -204,56 +188,6 @@ def test_iou_and_iobb_count_cells(first: list[Box], second: list[Box]) -> None:
             got = function(one[:, None], other[None])
         np.testing.assert_array_equal(got, expected)
     assert metrics.iou(one[0], other[0]).shape == ()
-
-
-def wang_cells() -> list[tuple[str, str, str, str]]:
-    """The embedded cells, and the whole table where it is at hand."""
-    cells = list(WANG_CELLS)
-    if WANG_TABLE.exists():
-        with WANG_TABLE.open(newline="") as file:
-            rows = {(row["t_iobb"], row["measure"]): row for row in csv.DictReader(file)}
-        cells += [
-            (threshold, finding, row[finding], rows[threshold, "afp"][finding])
-            for (threshold, measure_name), row in rows.items()
-            if measure_name == "acc"
-            for finding in BOXED_FINDINGS
-        ]
-    return cells
-
-
-def printed(part: int, whole: int, *, rounded: bool) -> str:
-    """A ratio at the four digits of the published table, rounded half up or cut, in integers."""
-    digits = (2 * part * 10_000 + rounded * whole) // (2 * whole)
-    return f"{digits // 10_000}.{digits % 10_000:04d}"
-
-
-def count_behind(cell: str, whole: int, roundings: tuple[bool, ...]) -> int:
-    """The one k whose k / whole is printed so."""
-    counts = [k for k in range(2 * whole) if cell in {printed(k, whole, rounded=r) for r in roundings}]
-    assert len(counts) == 1, (cell, whole)
-    return counts[0]
-
-
-def test_wang_table() -> None:
-    cells = wang_cells()
-    assert len(cells) in (len(WANG_CELLS), len(WANG_CELLS) + 40)
-    drawn, elsewhere = (100, 100, 300, 300), (700, 700, 800, 900)
-    for threshold, finding, acc, afp in cells:
-        total = WANG_TRUTHS[finding]
-        # All 40 cells of Acc are cut; of AFP, 17 must have been rounded and 3 cut.
-        found = count_behind(acc, total, (False,))
-        misses = count_behind(afp, WANG_IMAGES, (False, True))
-        truths: Truths = [(image, drawn) for image in range(total)]
-        detections: Detections = [(image, 1, drawn) for image in range(found)]
-        detections += [(k % WANG_IMAGES, 2 + k // WANG_IMAGES, elsewhere) for k in range(misses)]
-        options: dict[str, Any] = {"overlap": "iobb", "images": "all", "all_images": WANG_IMAGES}
-        options["overlap_threshold"] = float(threshold)
-        result = measure(detections, truths, **options)
-        assert acc == f"{result.acc:.12f}"[:6]
-        assert afp in (f"{result.afp:.12f}"[:6], f"{result.afp:.4f}")
-        # The bound of Table 2: what was measured is the first value that is no longer allowed.
-        bounded = measure(detections, truths, **options, afp_bound=result.afp)
-        assert (bounded.false_positives, bounded.taken) == (misses - 1, found + misses - 1)
 
 
 @settings(max_examples=100, deadline=None)

@@ -188,14 +188,20 @@ def write_shard(
     _write_table(folder / "findings" / name, table)
 
 
-def read_findings(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_findings(path: str | Path) -> pa.Table:
     """Read all finished shards of a run, in their order, as one table of ``FINDINGS_SCHEMA``.
 
-    ``columns`` names those that are wanted, None all. Raises RunFolderError if ``path`` holds no run.
+    Raises RunFolderError if ``path`` holds no run.
     """
-    names = FINDINGS_SCHEMA.names if columns is None else columns
-    schema = pa.schema([FINDINGS_SCHEMA.field(name) for name in names])
-    return _read_parts(Path(path), "findings", schema).unify_dictionaries()
+    return _read_parts(Path(path), "findings", FINDINGS_SCHEMA).unify_dictionaries()
+
+
+def findings_parts(path: str | Path) -> list[Path]:
+    """Return the files with the findings of a run's finished shards, in order.
+
+    Raises RunFolderError if ``path`` holds no run.
+    """
+    return _finished_parts(Path(path), "findings")
 
 
 def map_parts(path: str | Path) -> list[Path]:

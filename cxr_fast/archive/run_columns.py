@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_fast.archive.findings import map_parts, read_findings
-from cxr_fast.archive.schemas import MAPS_SCHEMA
+from cxr_fast.archive.findings import findings_parts, map_parts
+from cxr_fast.archive.schemas import FINDINGS_SCHEMA, MAPS_SCHEMA
 
 IntArray = npt.NDArray[np.int64]
 
@@ -43,16 +43,23 @@ class MapColumns(NamedTuple):
 
 
 def box_columns(
-    run: str | Path, image_numbers: Mapping[str, int], classes: Sequence[str]
+    run: str | Path,
+    image_numbers: Mapping[str, int],
+    classes: Sequence[str],
+    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> BoxColumns:
     """Boxes of the given classes in the given images (by image_id), in the run's order.
+
+    ``wanted`` ``[images, classes]`` leaves out the other pairs of an image and a class.
 
     Raises RunFolderError if ``run`` holds no run.
     """
     edges = ("x1", "y1", "x2", "y2")
-    table = read_findings(run, ("image_id", "class", "rank", *edges))
+    table = _read(findings_parts(run), ["image_id", "class", "rank", *edges])
     image, class_index = _numbers(table, image_numbers, classes)
     keep = (image >= 0) & (class_index >= 0)
+    if wanted is not None:
+        keep &= wanted[image, class_index]  # -1 is the last one, and out already
     boxes = np.empty((int(keep.sum()), 4), dtype=np.float32)
     for i, edge in enumerate(edges):
         boxes[:, i] = table[edge].to_numpy()[keep]
@@ -67,8 +74,7 @@ def map_columns(
     parts = map_parts(run)
     if not parts:
         return None
-    tables = [pq.read_table(part, columns=MAPS_SCHEMA.names, partitioning=None) for part in parts]
-    table = pa.concat_tables(tables).unify_dictionaries()
+    table = _read(parts, MAPS_SCHEMA.names)
     image, class_index = _numbers(table, image_numbers, classes)
     keep = (image >= 0) & (class_index >= 0)
 
@@ -101,7 +107,7 @@ def heatmap_column(
     for part in map_parts(run):
         if "heatmap" not in pq.read_schema(part).names:
             return None
-        names = pq.read_table(part, columns=["image_id", "class"], partitioning=None)
+        names = _read([part], ["image_id", "class"])
         image, class_index = _numbers(names, image_numbers, classes)
         rows = np.flatnonzero((image >= 0) & (class_index >= 0))
         first, last = np.searchsorted(wanted, (start, start + len(rows)))
@@ -121,6 +127,15 @@ def heatmap_column(
         joined = b"".join(table["heatmap"].to_pylist())
         maps.append(np.frombuffer(joined, np.uint8).reshape(len(chosen), *shapes.pop()))
     return np.concatenate(maps) if maps else np.zeros((0, 1, 1), np.uint8)
+
+
+def _read(parts: Sequence[Path], columns: Sequence[str]) -> pa.Table:
+    """Some columns of all parts; names stay numbers into a dictionary, as Parquet stores them."""
+    if not parts:
+        return FINDINGS_SCHEMA.empty_table().select(columns)
+    return pa.concat_tables(
+        pq.ParquetFile(part, read_dictionary=["image_id"]).read(columns) for part in parts
+    )
 
 
 def _numbers(

@@ -127,7 +127,7 @@ def _beside(evaluation: Evaluation) -> Table | None:
         values = zip(evaluation.auroc.findings, interval.area, interval.low, interval.high, strict=True)
         columns.append({finding: _with_ends(*numbers) for finding, *numbers in values})
         known = interval.area[~np.isnan(interval.area)]
-        columns[-1]["mean"] = f"{known.mean():.3f}" + " " * 14 if len(known) else "-"
+        columns[-1]["mean"] = f"{known.mean():.2f}" + " " * 12 if len(known) else "-"
     for name, scores in evaluation.maps.items():
         table.add_column(_NAMES[name], justify="right", no_wrap=True)
         values = zip(evaluation.findings, *scores[:3], strict=True)
@@ -151,7 +151,7 @@ def _explained(evaluation: Evaluation) -> list[str]:
     }[options.afp_images]
     numbers = sorted({row.result.images for row in evaluation.localization})
     count = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0] if numbers else 0}"
-    by = f"{count}" if options.afp_denominator is None else f"{count} (as asked for)"
+    by = f"their number ({count})" if options.afp_denominator is None else f"{count}, as asked for"
     bound = {"none": "no AFP bound: all boxes count", "paper": "AFP bounds of the paper's Table 2"}
     order = {"truth": "of the box table", "run": "of the run"}[options.image_order]
     walked = bound.get(str(options.afp_bounds), f"AFP bounds of {options.afp_bounds}")
@@ -178,7 +178,7 @@ def _cell(acc: float, ends: Any, afp: float) -> str:
 def _with_ends(value: float, low: float, high: float) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:.3f} ({low:.3f}-{high:.3f})"
+    return f"{value:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cxr_fast.archive.chestxray14 import Boxes, Labels
 from cxr_fast.archive.findings import read_errors, run_settings
 from cxr_fast.archive.run_columns import MapColumns
+from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.evaluate.settings import EvaluationOptions, IntArray
 
 _SIDE = 1024  # of the images that BBox_List_2017 was drawn on
@@ -62,9 +63,11 @@ def judged_findings(
     boxes: str | Path,
     notes: list[str],
 ) -> tuple[str, ...]:
-    """The findings asked for, or those that the table names and the model knows, by first box."""
+    """The findings asked for, or those that the table names and the model knows, in its order."""
     pairs = zip(truth.images, truth.findings, strict=True)
-    named = tuple(dict.fromkeys(finding for image, finding in pairs if image in by_name))
+    boxed = {finding for image, finding in pairs if image in by_name}
+    named = tuple(name for name in (*class_names, *CHESTXRAY14_FINDINGS) if name in boxed)
+    named = tuple(dict.fromkeys(named))
     if options.findings is not None:
         return options.findings
     unknown = [name for name in named if class_names and name not in class_names]

@@ -72,7 +72,11 @@ def evaluate_run(
     findings = judged_findings(truth, by_name, class_names, chosen, boxes, notes)
     drawn = known_truth(truth, by_name, findings, notes)
     clusters = patients(by_name, len(numbers), table) if chosen.resample == "patients" else None
-    mined = box_columns(run, numbers, findings)
+    wanted = np.ones((len(numbers), len(findings)), dtype=np.bool_)
+    if chosen.afp_images != "all":  # the boxes of most images of an archive are nobody's business
+        wanted[:] = False
+        wanted[drawn.image, drawn.group if chosen.afp_images == "class" else slice(None)] = True
+    mined = box_columns(run, numbers, findings, wanted)
     maps = map_columns(run, numbers, tuple(dict.fromkeys((*findings, *class_names))))
     notes += notes_on_the_run(run, numbers, drawn)
     notes += boxes_outside(drawn, maps, {number: name for name, number in numbers.items()})
@@ -99,7 +103,6 @@ def _localize(
     kind: metrics.Images = "class" if options.afp_images == "class" else "all"
     denominator = None
     image, drawn_image = mined.image, drawn.image
-    own = np.ones(len(image), dtype=np.bool_)
     if kind == "all":
         scope = np.unique(drawn.image) if options.afp_images == "boxed" else np.arange(images)
         denominator = options.afp_denominator or len(scope)
@@ -109,12 +112,11 @@ def _localize(
                 f"counted on, got {denominator}; count on fewer images (AFP images 'boxed'), or "
                 "evaluate a run over those images"
             )
-        own = np.isin(image, scope)
         # Numbered within the scope, in the same order; each on its own where no patients are drawn.
         image, drawn_image = np.searchsorted(scope, image), np.searchsorted(scope, drawn_image)
         clusters = np.arange(len(scope)) if clusters is None else clusters[scope]
     walks = table_walks(
-        image[own], mined.rank[own], mined.class_index[own], mined.boxes[own],
+        image, mined.rank, mined.class_index, mined.boxes,
         drawn_image, drawn.group, drawn.boxes,
         findings=findings, overlap=options.overlap, images=kind, all_images=denominator,
     )  # fmt: skip

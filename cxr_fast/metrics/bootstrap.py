@@ -137,12 +137,14 @@ def walk_intervals(
     wholes = np.zeros((2, resamples, count_c, 1))
     start = 0
     if np.isinf(bounds).all():
-        counts = _unit_counts(walks, thresholds, units)
-        for sums in resampled_sums([counts, truths, counted], units.multiplicity, resamples, seed):
+        tables = [
+            _unit_counts(walk, thresholds, units, truths[c], counted[c]) for c, walk in enumerate(walks)
+        ]
+        for sums in resampled_sums(tables, units.multiplicity, resamples, seed):
             part = slice(start, start := start + len(sums))
-            cells = 2 * count_c * count_k
-            parts[:, part] = sums[:, :cells].reshape(-1, 2, count_c, count_k).swapaxes(0, 1)
-            wholes[:, part] = sums[:, cells:].reshape(-1, 2, count_c, 1).swapaxes(0, 1)
+            by_class = sums.reshape(len(sums), count_c, -1)
+            parts[0, part], parts[1, part] = np.split(by_class[..., 2:], 2, axis=2)
+            wholes[:, part, :, 0] = by_class[..., 0], by_class[..., 1]
     else:
         for weights in drawn_weights(units.multiplicity, resamples, seed):
             part = slice(start, start := start + len(weights))
@@ -237,18 +239,22 @@ def _rows(units: Units, images: IntArray) -> IntArray:
     return units.unit[np.searchsorted(units.images, images)]
 
 
-def _unit_counts(walks: Sequence[Walk], thresholds: FloatArray, units: Units) -> AnyArray:
-    """Boxes found, then false positives, of each class and threshold in each row: [2 * C * K, U]."""
-    rows = len(units.sizes)
-    counts = np.zeros((2, len(walks), len(thresholds), rows), dtype=np.float32)
-    for c, walk in enumerate(walks):
-        box_row, truth_row = _rows(units, walk.image), _rows(units, walk.truth_image)
-        for k, threshold in enumerate(thresholds):
-            found = first_hits(walk, float(threshold)) < walk.length
-            missed = false_positives_of(walk, float(threshold))
-            counts[0, c, k] = np.bincount(truth_row[found], minlength=rows)
-            counts[1, c, k] = np.bincount(box_row[missed], minlength=rows)
-    return counts.reshape(-1, rows)
+def _unit_counts(
+    walk: Walk, thresholds: FloatArray, units: Units, truths: FloatArray, counted: FloatArray
+) -> AnyArray:
+    """Truths, images, boxes found and false positives at each threshold, by row: [2 + 2 * K, U]."""
+    rows, count_k = len(units.sizes), len(thresholds)
+    counts = np.zeros((2 + 2 * count_k, rows), dtype=np.float32)
+    if not (counted == np.rint(counted)).all():  # a denominator other than the number of images
+        counts = counts.astype(np.float64)
+    counts[0], counts[1] = truths, counted
+    box_row, truth_row = _rows(units, walk.image), _rows(units, walk.truth_image)
+    for k, threshold in enumerate(thresholds):
+        found = first_hits(walk, float(threshold)) < walk.length
+        missed = false_positives_of(walk, float(threshold))
+        counts[2 + k] = np.bincount(truth_row[found], minlength=rows)
+        counts[2 + count_k + k] = np.bincount(box_row[missed], minlength=rows)
+    return counts
 
 
 def _bounded(
@@ -256,7 +262,7 @@ def _bounded(
     threshold: float,
     bound: float,
     units: Units,
-    weights: FloatArray,
+    weights: npt.NDArray[np.float32],
     images: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Boxes found and false positives of the longest prefix below the bound, for each resample [r]."""
@@ -265,19 +271,23 @@ def _bounded(
     hit = np.flatnonzero(first < walk.length)
     rows, truth_rows = _rows(units, walk.image[places]), _rows(units, walk.truth_image[hit])
     found, missed = np.zeros((2, len(weights)))
+    if bound == np.inf:
+        return weights[:, truth_rows].sum(axis=1), weights[:, rows].sum(axis=1)
     if bound == 0:  # not even the first box leaves AFP below it
         return found, missed
     step = max(1, CHUNK // max(len(places), len(hit), 1))
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
-        along = np.cumsum(weights[part][:, rows], axis=1)
+        along = np.cumsum(weights[part][:, rows], axis=1, dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             # A resample without images of the class has an empty list.
-            reached = along / images[part, None] >= bound if bound < np.inf else along < 0
+            reached = along / images[part, None] >= bound
         cut = np.append(places, walk.length)[_first_true(reached)]
-        found[part] = ((first[hit] < cut[:, None]) * weights[part][:, truth_rows]).sum(axis=1)
+        found[part] = ((first[hit] < cut[:, None]) * weights[part][:, truth_rows]).sum(
+            axis=1, dtype=np.float64
+        )
         total = along[:, -1] if len(places) else np.zeros(len(along))
-        missed[part] = np.minimum(total, _largest_below(bound, images[part], total))
+        missed[part] = np.minimum(total, _largest_below(bound, images[part]))
     return found, missed
 
 
@@ -289,10 +299,8 @@ def _first_true(mask: npt.NDArray[np.bool_]) -> IntArray:
     return np.asarray(np.where(mask[np.arange(len(mask)), first], first, mask.shape[1]))
 
 
-def _largest_below(bound: float, images: FloatArray, most: FloatArray) -> FloatArray:
+def _largest_below(bound: float, images: FloatArray) -> FloatArray:
     """The largest whole m with m / images < bound, by the division that AFP is made with."""
-    if bound == np.inf:
-        return most
     m = np.ceil(bound * images)
     with np.errstate(divide="ignore", invalid="ignore"):
         for _ in range(3):  # the product may round up or down by one

@@ -84,12 +84,13 @@ def _delong(
     area = int((everyone[positive]).sum() - m * (m + 1)) / (2 * m * n)
     if min(m, n) < 2:
         return area, float("nan")
-    units = len(np.unique(unit))
+    units = int(unit.max()) + 1
     # Each patient's excess over what its images would win on average.
     above = np.bincount(unit[positive], weights=won - area, minlength=units)
     below = np.bincount(unit[~positive], weights=lost - area, minlength=units)
-    with_positive = len(np.unique(unit[positive]))
-    with_negative = len(np.unique(unit[~positive]))
+    with_positive, with_negative = (
+        np.count_nonzero(np.bincount(unit[side])) for side in (positive, ~positive)
+    )
     if min(with_positive, with_negative) < 2:
         return area, float("nan")
     s10 = with_positive / ((with_positive - 1) * m) * (above @ above)

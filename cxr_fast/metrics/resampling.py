@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cxr_fast.metrics.checks import AnyArray, FloatArray, IntArray
 
@@ -53,11 +54,21 @@ def resampled_sums(
     table = np.concatenate([t.astype(np.float32 if whole else np.float64) for t in tables])
     if table.shape[1] > _WORTH_MERGING:
         table, multiplicity = _merged(table, multiplicity)
+    # A table of mostly zeros, as that of a class which few images have, is multiplied without them.
+    products = []
+    for part in np.split(table, np.cumsum([len(t) for t in tables])[:-1]):
+        used = np.flatnonzero(part.any(axis=0))
+        sparse = 2 * len(used) < part.shape[1]
+        products.append((used, part[:, used].T) if sparse else (None, part.T))
     for weights in drawn_weights(multiplicity, resamples, seed):
-        yield (weights.astype(table.dtype) @ table.T).astype(np.float64)
+        weights = weights.astype(table.dtype, copy=False)
+        sums = [(weights if used is None else weights[:, used]) @ part for used, part in products]
+        yield np.concatenate(sums, axis=1).astype(np.float64)
 
 
-def drawn_weights(multiplicity: IntArray, resamples: int, seed: int) -> Iterator[FloatArray]:
+def drawn_weights(
+    multiplicity: IntArray, resamples: int, seed: int
+) -> Iterator[npt.NDArray[np.float32]]:
     """How often each row is drawn, ``[r, U]`` in chunks that add up to ``resamples`` rows.
 
     As many are drawn as there are, ``multiplicity.sum()``: multinomial, by whichever of two ways is
@@ -73,11 +84,11 @@ def drawn_weights(multiplicity: IntArray, resamples: int, seed: int) -> Iterator
     for start in range(0, resamples, chunk):
         count = min(chunk, resamples - start)
         if rows == 0:
-            yield np.zeros((count, 0))
+            yield np.zeros((count, 0), dtype=np.float32)
         elif merged:
-            yield rng.multinomial(total, multiplicity / total, size=count).astype(np.float64)
+            yield rng.multinomial(total, multiplicity / total, size=count).astype(np.float32)
         else:
-            weights = np.empty((count, rows))
+            weights = np.empty((count, rows), dtype=np.float32)
             for r in range(count):
                 drawn = rng.integers(0, total, size=total, dtype=np.int32)
                 weights[r] = np.bincount(drawn if row_of is None else row_of[drawn], minlength=rows)
