@@ -102,8 +102,8 @@ def test_it_equals_the_literal_step(
     loss = mining_step(current.layers, current.head, given, *batch, settings)
     expected = literal_step(current, anchor, *batch, erased, weight)
     torch.testing.assert_close(loss.total, expected)
-    assert loss.mined.erased_at.shape[0] == erased
-    assert loss.mined.erased_at.max() == STEPS, "nothing was erased: the test would show nothing"
+    assert loss.erased_at.shape[0] == erased
+    assert loss.erased_at.max() == STEPS, "nothing was erased: the test would show nothing"
     for ours, theirs in zip(gradients(loss.total, current), gradients(expected, current), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert (float(loss.preservation.detach()) > 0) == (variant == "kp")
@@ -170,7 +170,7 @@ def test_the_networks_of_this_package_learn_by_it() -> None:
         optimizer.step()
         losses.append(float(loss.classification.detach()))
     assert losses[-1] < losses[0]
-    assert loss.mined.erased_at.shape == (1, C, 4, 4)
+    assert loss.erased_at.shape == (1, C, 4, 4)
 
 
 @pytest.mark.parametrize(

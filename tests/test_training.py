@@ -1,108 +1,357 @@
 from __future__ import annotations
 
+import csv
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import labelled
 import numpy as np
 import pytest
 import torch
+from labelled import card, squares
 
-from cxr_fast import training
-from cxr_fast.losses import classification_loss
-from cxr_fast.models import Architecture, ModelCard
-from cxr_fast.phantom import PhantomSettings, write_archive
-from cxr_fast.training import LabelledImages, TrainingSettings, base, train_base
+from cxr_fast import files, training
+from cxr_fast.models import Architecture, build, load_checkpoint
+from cxr_fast.training import Data, MiningStepSettings, TrainingSettings, train_base, train_from
+from cxr_fast.training.objectives import MiningObjective
+from cxr_fast.training.settings import from_values, read_yaml, to_json
 
-CARD = ModelCard(Architecture("resnet18", "bilinear", 0.125, 1), ("left", "right"), 64)
+DATA = Data(squares(96), squares(48, 6), squares(24, 7))
+SETTINGS = TrainingSettings(
+    epochs=2, batch_size=16, learning_rate=3e-3, optimizer="adamw", seed=1, precision="float32"
+)
+MINING = replace(SETTINGS, stage="mining", learning_rate=1e-3, epochs=1)
+
+
+# Two updates without Adam, which divides small gradients by their own size: more would amplify, ten
+# times an update, the order in which sums were rounded.
+SHORT = squares(32)
+GENTLE = replace(SETTINGS, optimizer="sgd", learning_rate=0.01, epochs=1)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)[0].state_dict()
+
+
+def assert_same(first: Path, second: Path, tolerance: float = 0.0) -> None:
+    for (name, a), b in zip(weights(first).items(), weights(second).values(), strict=True):
+        if tolerance:
+            torch.testing.assert_close(
+                a, b, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        else:
+            assert torch.equal(a, b), name
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    data = Data(squares(160), squares(60, 6))
+    result = train_base(data, card(), replace(SETTINGS, epochs=5), tmp_path)
+    (history,) = result.histories
+    assert history[-1]["train_total"] < 0.7 * history[0]["train_total"]
+    assert history[-1]["auroc"] > 0.9
+    model, described = load_checkpoint(result.best)
+    assert "stage base" in described.provenance
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
+    assert list((tmp_path / "tensorboard").iterdir())
+    best = min(history, key=lambda row: row["loss"])
+    again = training.predict(model, data.validation, described, training.open_fabric())
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        again, torch.from_numpy(data.validation.labels)
+    )
+    assert float(loss) == pytest.approx(best["loss"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
-def squares() -> LabelledImages:
-    """A bright square on the left, on the right, on both, or nowhere, over noise."""
-    rng = np.random.default_rng(5)
-    images = rng.integers(0, 90, (160, 64, 64)).astype(np.uint8)
-    labels = rng.integers(0, 2, (160, 2))
-    for image, (left, right) in zip(images, labels, strict=True):
-        y = rng.integers(8, 40)
-        if left:
-            image[y : y + 14, 6:20] = 220
-        if right:
-            image[y : y + 14, 42:56] = 220
-    patients = np.repeat(np.arange(80), 2)
-    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels).float(), patients)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_base(DATA, card(), SETTINGS, tmp_path_factory.mktemp("base")).last
 
 
-SETTINGS = TrainingSettings(
-    epochs=4, batch_size=16, learning_rate=3e-3, optimizer="adamw", validation=0.25, seed=1
-)
+class KilledError(Exception):
+    """Stands for a kill."""
 
 
-def test_it_learns_and_is_reproducible(squares: LabelledImages) -> None:
-    losses: list[float] = []
-    trained = train_base(squares, CARD, SETTINGS, lambda e, n, loss, auroc: losses.append(loss))
-    assert losses[-1] < 0.7 * losses[0]
-    assert trained.auroc.min() > 0.9
-    again = train_base(squares, CARD, SETTINGS)
-    for a, b in zip(
-        trained.model.state_dict().values(), again.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(a, b)
+def killing(after: int) -> Callable[[str], Callable[[int, int, str], None]]:
+    def reporter(what: str) -> Callable[[int, int, str], None]:
+        def report(done: int, total: int, note: str) -> None:
+            if done == after:
+                raise KilledError
+
+        return report
+
+    return reporter
 
 
-def test_patients_do_not_straddle_the_validation_split(
-    squares: LabelledImages, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("schedule", ["joint", "staged"])
+def test_a_mining_stopped_anywhere_ends_as_if_it_had_not_been(
+    base: Path, tmp_path: Path, schedule: str
 ) -> None:
-    seen: dict[str, list[torch.Tensor]] = {"train": [], "validation": []}
-    augment, predict = base._augment, base.predict
-
-    def watched(pixels: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-        seen["train"].append(pixels)
-        return augment(pixels, generator)
-
-    def judged(model: object, images: torch.Tensor, *rest: object) -> np.ndarray:
-        seen["validation"].append(images)
-        return predict(model, images, *rest)
-
-    monkeypatch.setattr(base, "_augment", watched)
-    monkeypatch.setattr(base, "predict", judged)
-    train_base(squares, CARD, TrainingSettings(epochs=1, batch_size=16, validation=0.25))
-    patient_of = {bytes(i.numpy()): p for i, p in zip(squares.images, squares.patients, strict=True)}
-    trained, held = (
-        {patient_of[bytes(i.numpy())] for batch in seen[part] for i in batch} for part in seen
+    settings = replace(
+        MINING,
+        checkpoint_every=2,
+        epochs=2,
+        schedule=schedule,
+        mining=MiningStepSettings(erased_share=0.5),
     )
-    assert not trained & held
-    assert len(held) == 20
+    whole = train_from(base, DATA, settings, tmp_path / "whole")
+    assert len(whole.networks) == (3 if schedule == "staged" else 1)
+    updates = 2 * (24 // 8)
+    for update in range(1, updates + 1):
+        out = tmp_path / f"killed-{update}"
+        with pytest.raises(KilledError):
+            train_from(base, DATA, settings, out, reporter=killing(update))
+        result = train_from(base, DATA, settings, out)
+        assert_same(result.last, whole.last)
+        assert_same(result.best, whole.best)
+        assert result.histories == whole.histories
+        assert (result.last.parent / "metrics.csv").read_text() == (
+            whole.last.parent / "metrics.csv"
+        ).read_text()
 
 
-def test_loss_is_the_mean_cross_entropy() -> None:
-    logits, labels = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
-    p = torch.sigmoid(logits.double())
-    literal = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
-    assert float(classification_loss(logits, labels)) == pytest.approx(float(literal), rel=1e-6)
-    positives, total = float(labels.sum()), labels.numel()
-    weights = torch.where(labels > 0, total / positives, total / (total - positives))
-    weighted = -(weights * (labels * p.log() + (1 - labels) * (1 - p).log())).mean()
-    assert float(classification_loss(logits, labels, "wang")) == pytest.approx(
-        float(weighted), rel=1e-6
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from test_training import DATA, GENTLE, SETTINGS, SHORT
+from labelled import card
+from dataclasses import replace
+from cxr_fast.training import train_base
+if sys.argv[2] == "short":
+    train_base(DATA._replace(train=SHORT), card(), GENTLE, Path(sys.argv[1]))
+else:
+    train_base(DATA, card(), replace(SETTINGS, checkpoint_every=1), Path(sys.argv[1]))
+"""
+
+
+def command(out: Path, what: str = "whole", processes: int = 0) -> list[str]:
+    script = out.parent / "script.py"
+    script.write_text(SCRIPT)
+    spread = []
+    if processes:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        spread = [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            f"--master-port={port}",
+        ]
+    return [sys.executable, *spread, str(script), str(out), what]
+
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parent),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def test_a_real_kill(base: Path, tmp_path: Path) -> None:
+    kills = 0
+    for moment in (0.0, 0.13):
+        process = subprocess.Popen(
+            command(tmp_path / "out"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        state = tmp_path / "out" / "state.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            time.sleep(0.005)
+        time.sleep(moment)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills, "the training ended before it could be killed: the test would show nothing"
+    subprocess.run(command(tmp_path / "out"), env=ENVIRONMENT, check=True, capture_output=True)
+    assert_same(tmp_path / "out" / "last.safetensors", base)
+
+
+def test_two_processes_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    run = {"env": ENVIRONMENT, "check": True, "capture_output": True}
+    subprocess.run(command(tmp_path / "two", "short", processes=2), **run)
+    one = train_base(DATA._replace(train=SHORT), card(), GENTLE, tmp_path / "one")
+    assert_same(tmp_path / "two" / "last.safetensors", one.last, tolerance=1e-5)
+    assert_same(tmp_path / "two" / "best.safetensors", one.best, tolerance=1e-5)
+
+
+def test_two_processes_mine_like_one() -> None:
+    """The parts of a batch hold what the whole holds, erased first in each."""
+    plan = training.loop._plan(DATA, MINING, 1)
+    whole = plan.part(0, 1, 0, 1)
+    halves = [plan.part(0, 1, part, 2) for part in range(2)]
+    erased = plan.erased // 2
+    assert plan.erased == 2
+    joined = [
+        torch.cat([h.images[:erased] for h in halves]),
+        torch.cat([h.images[erased:] for h in halves]),
+    ]
+    assert torch.equal(torch.cat(joined), whole.images)
+
+
+def test_parts_of_a_batch_accumulate(tmp_path: Path) -> None:
+    """With normalisation frozen, a batch in parts gives the gradients of the whole."""
+    settings = replace(GENTLE, frozen_norms=True)
+    data = DATA._replace(train=SHORT)
+    whole = train_base(data, card(), settings, tmp_path / "whole")
+    parts = train_base(data, card(), replace(settings, accumulate=4), tmp_path / "parts")
+    assert_same(whole.last, parts.last, tolerance=1e-5)
+    assert whole.histories[0][0]["train_total"] == pytest.approx(parts.histories[0][0]["train_total"])
+
+
+def test_the_stages_follow_each_other(tmp_path: Path) -> None:
+    plain = train_base(DATA, card("none"), replace(SETTINGS, epochs=1), tmp_path / "base")
+    settings = replace(SETTINGS, stage="msa-init", epochs=1)
+    grown = train_from(plain.last, DATA, settings, tmp_path / "init", aggregation="deconv")
+    before, after = weights(plain.last), weights(grown.last)
+    for name, value in before.items():
+        if not name.startswith("fc."):
+            assert torch.equal(value, after[name]), f"{name} was to stay frozen, statistics included"
+    assert load_checkpoint(grown.last)[1].architecture.msa == "deconv"
+    whole = train_from(grown.last, DATA, replace(SETTINGS, stage="msa", epochs=1), tmp_path / "msa")
+    assert not torch.equal(weights(whole.last)["conv1.weight"], after["conv1.weight"])
+    mined = train_from(whole.best, DATA, MINING, tmp_path / "mined")
+    assert np.isfinite(mined.histories[0][0]["train_preservation"])
+    # Without aggregation the features are those of the last bottleneck, and K has one layer less.
+    train_from(plain.last, DATA, MINING, tmp_path / "plain")
+
+
+def test_a_plateau_ends_the_stage_msa(base: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, stage="msa", learning_rate=1e-9, epochs=20, patience=2)
+    history = train_from(base, DATA, settings, tmp_path).histories[0]
+    best = min(range(len(history)), key=lambda i: history[i]["loss"])
+    assert len(history) == min(best + 3, 20) < 20
+
+
+def test_what_is_frozen_in_mining_stays(base: Path) -> None:
+    model, anchor = (load_checkpoint(base)[0] for _ in range(2))
+    objective = MiningObjective(model, anchor, MiningStepSettings(), [anchor])
+    assert {id(p) for p in objective.parameters()} == {id(p) for p in model.parameters()}
+    assert not any(p.requires_grad for p in anchor.parameters())
+    assert not any(module.training for module in anchor.modules())
+
+
+def test_the_imagenet_weights_are_a_start(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    source = build(Architecture("resnet18", "none", 1.0, 3), 5)
+    torch.save(source.state_dict(), tmp_path / "imagenet.pth")
+    described = replace(card("none"), architecture=Architecture("resnet18", "none", 1.0, 1))
+    settings = replace(SETTINGS, epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    small = Data(squares(16), None)
+    result = train_base(
+        small, described, settings, tmp_path / "out", imagenet=tmp_path / "imagenet.pth"
     )
-    assert torch.isfinite(classification_loss(logits, torch.zeros(5, 3), "wang"))
+    came = weights(result.last)["layer4.1.conv2.weight"]
+    torch.testing.assert_close(came, source.state_dict()["layer4.1.conv2.weight"], atol=1e-6, rtol=1e-5)
 
 
-def test_an_archive_is_read_without_its_boxes(tmp_path: Path) -> None:
-    write_archive(tmp_path / "archive", PhantomSettings(images=12, size=96))
-    (tmp_path / "archive" / "BBox_List_2017.csv").unlink()
-    data = training.load_archive(tmp_path / "archive", 48)
-    listed = (tmp_path / "archive" / "train_val_list.txt").read_text().split()
-    assert data.images.shape == (len(listed), 48, 48)
-    assert data.labels.shape == (len(listed), 8)
-    assert data.labels.sum() > 0
+def test_a_folder_with_another_training_is_refused_with_the_difference(
+    base: Path, tmp_path: Path
+) -> None:
+    folder = base.parent
+    with pytest.raises(ValueError, match=r"settings\.learning_rate: 0\.003 -> 0\.004"):
+        train_base(DATA, card(), replace(SETTINGS, learning_rate=0.004), folder)
+    with pytest.raises(ValueError, match=r"data\.train"):
+        train_base(DATA._replace(train=squares(96, 9)), card(), SETTINGS, folder)
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 not a state")
+    with pytest.raises(ValueError, match="cannot be read as one"):
+        train_base(DATA, card(), SETTINGS, tmp_path)
 
 
-def test_refusals(tmp_path: Path, squares: LabelledImages) -> None:
-    with pytest.raises(FileNotFoundError, match=r"Data_Entry\*"):
-        training.load_archive(tmp_path, 64)
+def test_two_at_once_in_one_folder(base: Path) -> None:
+    with files.held(base.parent), pytest.raises(RuntimeError, match="in use by another"):
+        train_base(DATA, card(), SETTINGS, base.parent)
+
+
+def test_a_full_disk_leaves_the_old_state(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, checkpoint_every=1)
+    with pytest.raises(KilledError):
+        train_base(DATA, card(), settings, tmp_path, reporter=killing(3))
+    before = (tmp_path / "state.pt").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match=r"the disk is full: .*unchanged"):
+            train_base(DATA, card(), settings, tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
+    assert_same(train_base(DATA, card(), settings, tmp_path).last, base)
+
+
+def test_settings_come_from_yaml_and_go_back(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "stage: mining\nlearning_rate: 1e-3\nepochs: 4\nmining: {variant: kp-vanilla, steps: 2}\n"
+        "augmentation:\n  flip: 0.5\n"
+    )
+    settings = from_values(read_yaml(tmp_path / "run.yaml"))
+    assert (settings.learning_rate, settings.mining.variant, settings.mining.steps) == (
+        1e-3,
+        "kp-vanilla",
+        2,
+    )
+    assert settings.augmentation.flip == 0.5
+    assert from_values(to_json(settings)) == settings
+    assert TrainingSettings().batch_size == 64
+    assert [replace(SETTINGS, stage=s, epochs=0).epochs_to_train for s in ("base", "msa-init")] == [
+        50,
+        10,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": -1}, "epochs must be at least 1"),
+        ({"learning_rate": "fast"}, "learning_rate must be of the type float"),
+        ({"rate": 1}, "'rate' is none of the settings"),
+        ({"mining": {"step": 3}}, "'step' is none of the mining"),
+        ({"mining": {"variant": "both"}}, "variant must be .kp. or"),
+        ({"stage": "bass"}, "stage must be .base. or"),
+        ({"augmentation": {"flip": 2}}, "flip of the augmentation"),
+        ({"compile": "yes"}, "compile must be of the type bool"),
+        ({"batch_size": 10, "accumulate": 4}, "multiple of accumulate"),
+        ({"patience": -1}, "patience must be at least 0"),
+        ({"warmup": 1.0}, r"warmup must be in \[0, 1\)"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_values(values)
+
+
+def test_refusals(base: Path, tmp_path: Path) -> None:
+    blank = DATA.train._replace(labels=np.zeros((96, 2), np.float32))
     with pytest.raises(ValueError, match="left is in no training image"):
-        train_base(squares._replace(labels=torch.zeros(160, 2)), CARD, SETTINGS)
+        train_base(Data(blank), card(), SETTINGS, tmp_path)
     with pytest.raises(ValueError, match="lower the learning rate"):
-        train_base(squares, CARD, TrainingSettings(epochs=2, batch_size=16, learning_rate=1e12))
-    with pytest.raises(ValueError, match="epochs must be at least 1"):
-        TrainingSettings(epochs=0)
+        train_base(DATA, card(), replace(SETTINGS, learning_rate=1e12), tmp_path / "nan")
+    with pytest.raises(ValueError, match="there are 96 training images"):
+        train_base(DATA, card(), replace(SETTINGS, batch_size=128), tmp_path)
+    with pytest.raises(ValueError, match="needs images to mine"):
+        train_from(base, DATA._replace(mined=None), MINING, tmp_path)
+    with pytest.raises(ValueError, match="without one, but"):
+        train_from(base, DATA, replace(SETTINGS, stage="msa-init"), tmp_path)
+    one = replace(MINING, schedule="staged", mining=MiningStepSettings(steps=1))
+    with pytest.raises(ValueError, match="staged needs 2 steps"):
+        train_from(base, DATA, one, tmp_path)
+    plain = train_base(DATA, card("none"), replace(SETTINGS, epochs=1), tmp_path / "plain")
+    with pytest.raises(ValueError, match="needs a network with aggregation"):
+        train_from(plain.last, DATA, replace(SETTINGS, stage="msa"), tmp_path)
+    assert labelled.card().class_names == ("left", "right")

@@ -1,17 +1,16 @@
-"""What the commands ``mine`` and ``train`` do, apart from talking: everything is checked before any
+"""What the command ``mine`` does, apart from talking: everything is checked before any
 work begins.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 
 from cxr_fast.archive.chestxray14 import read_boxes, read_labels
 from cxr_fast.archive.findings import open_run
@@ -32,10 +31,8 @@ from cxr_fast.archive.pipeline import (
     mine_archive,
     run_settings,
 )
-from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS, MiningSettings
+from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
-from cxr_fast.models import Architecture, ModelCard, save_checkpoint
-from cxr_fast.training import TrainingSettings, load_archive, provenance, train_base
 
 # Classes drawn on one overlay.
 _DRAWN = 3
@@ -232,43 +229,3 @@ def _zero_to_one(heatmap: np.ndarray) -> np.ndarray:
     """What boxes are cut from: the identity on a normalised heatmap, min-max on a raw one."""
     lo, hi = heatmap.min(), heatmap.max()
     return (heatmap - lo) / (hi - lo) if hi > lo else np.zeros_like(heatmap)
-
-
-def train(
-    archive: Path, out: Path, threads: int, values: Mapping[str, Any], say: Callable[[str], None]
-) -> None:
-    """What ``cxr-fast train`` does: read, train, write one checkpoint."""
-    settings = TrainingSettings(
-        **{
-            name: values[name]
-            for name in (
-                "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay", "balance",
-                "seed",
-            )
-        }
-    )  # fmt: skip
-    card = ModelCard(
-        Architecture(values["backbone"], values["msa"], values["width"], int(values["in_channels"])),
-        BOXED_FINDINGS,
-        values["input_size"],
-        mining=MiningSettings(steps=values["steps"], upsample=values["upsample"]),
-    )
-    if out.is_dir():
-        raise ValueError(f"--out must be a file, but {out} is a folder; name a file in it")
-    _require_writable(out.parent)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(threads)
-    data = load_archive(archive, card.input_size, card.class_names, threads=threads)
-    say(f"{len(data.images)} images of {len(np.unique(data.patients))} patients")
-
-    def progress(epoch: int, epochs: int, loss: float, auroc: np.ndarray) -> None:
-        say(f"epoch {epoch}/{epochs}  loss {loss:.4f}  mean AUROC {np.nanmean(auroc):.3f}")
-
-    trained = train_base(data, card, settings, progress)
-    described = replace(card, provenance=provenance(archive, settings, trained))
-    save_checkpoint(
-        out, trained.model, described, dtype=torch.float16 if values["half"] else torch.float32
-    )
-    for name, value in zip(card.class_names, trained.auroc, strict=True):
-        say(f"{name:20s} AUROC {value:.3f}")
-    say(f"best epoch {trained.epoch} -> {out}")

@@ -57,6 +57,11 @@ class Archive:
             )
         return self.splits[name]
 
+    def patients(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The patient of each image, which must have a row in the label table."""
+        rows = {image: row for row, image in enumerate(self.labels.images)}
+        return self.labels.patients[[rows[name] for name in names]]
+
 
 class ImageStack(Protocol):
     """Images uint8 [N, S, S] that an array of integers or a slice picks from."""

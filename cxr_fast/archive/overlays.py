@@ -34,12 +34,12 @@ class Truth:
 
 
 class MinedClass(NamedTuple):
-    """One class of one image: name, probability, step maps [T, H, W] with NaN where erased, the
-    heatmap [H, W], boxes [K, 4] in original pixels and scores [K].
+    """One class of one image: name, probability (None: not said), step maps [T, H, W] with NaN where
+    erased, the heatmap [H, W], boxes [K, 4] in original pixels and scores [K].
     """
 
     name: str
-    probability: float
+    probability: float | None
     steps: NDArray[np.float32]
     heatmap: NDArray[np.float32]
     boxes: NDArray[np.float32]
@@ -80,7 +80,8 @@ def draw_overlay(
     for row, mined in enumerate(classes):
         boxes = grey.convert("RGB")
         _draw_boxes(boxes, mined, truth, scale)
-        panels = [(f"{mined.name}  p = {mined.probability:.2f}", boxes)]
+        told = "" if mined.probability is None else f"  p = {mined.probability:.2f}"
+        panels = [(f"{mined.name}{told}", boxes)]
         panels += [
             (f"step {t}", _coloured(grey, values)) for t, values in enumerate(mined.steps, start=1)
         ]

@@ -15,8 +15,11 @@ from cxr_fast.cli.env import env
 from cxr_fast.cli.evaluate import evaluate
 from cxr_fast.cli.mine import mine
 from cxr_fast.cli.phantom import phantom
+from cxr_fast.cli.reproduce import reproduce
 from cxr_fast.cli.train import train
 
+# Which extra of the package brings a module, where it is not the extra torch.
+_EXTRAS = {"lightning_fabric": "train", "tensorboardX": "train", "yaml": "train"}
 # What a person can mend: said in a sentence, without a traceback.
 _MENDABLE = (ValueError, TypeError, OSError, RuntimeError)
 
@@ -37,8 +40,8 @@ class _Group(click.Group):
             if ctx.params.get("debug"):
                 raise
             raise click.ClickException(
-                f"this command needs {error.name}, which is not installed; "
-                "install it with: pip install 'cxr_fast[torch]'"
+                f"this command needs {error.name}, which is not installed; install it with: "
+                f"pip install 'cxr_fast[{_EXTRAS.get(error.name or '', 'torch')}]'"
             ) from error
 
 
@@ -59,5 +62,5 @@ def main(debug: bool) -> None:
     """The command; what it does is in its subcommands."""
 
 
-for _command in (mine, phantom, train, evaluate, bench, env):
+for _command in (mine, phantom, train, evaluate, reproduce, bench, env):
     main.add_command(_command)

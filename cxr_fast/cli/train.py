@@ -2,39 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
-from cxr_fast.cli.options import cores, threads_option
+from cxr_fast.cli.options import cores, progress_bar, threads_option
+from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+# Flags of the settings: name, type or choices, and what it says. Without a default here, as the
+# settings have theirs, and a YAML file comes between the two.
+_SETTINGS: tuple[tuple[str, Any, str], ...] = (
+    ("stage", ("base", "msa-init", "msa", "mining"), "Default: base."),
+    ("epochs", click.IntRange(1), "Default: 50, 10, until the loss plateaus, 10, by stage."),
+    ("batch-size", click.IntRange(2), "Of one update, over all processes. Default: 64."),
+    ("accumulate", click.IntRange(1), "Parts that a batch is computed in. Default: 1."),
+    ("learning-rate", float, "Default: 0.1."),
+    ("optimizer", ("sgd", "adamw"), "Default: sgd."),
+    ("weight-decay", float, "Default: 0.0001."),
+    ("warmup", float, "Share of the updates. Default: 0.05."),
+    ("decay", ("cosine", "constant"), "Of the learning rate. Default: cosine."),
+    ("balance", ("none", "wang"), "Weights of positives and negatives. Default: none."),
+    ("validation", float, "Share of patients held back. Default: 0.1."),
+    ("monitor", ("loss", "auroc"), "What picks the best epoch. Default: loss."),
+    ("patience", click.IntRange(0), "Epochs without a better one that end it. Default: 5 for msa."),
+    ("seed", click.IntRange(0), "Default: 0."),
+    ("precision", ("auto", "float32", "bfloat16"), "Default: auto."),
+    ("checkpoint-every", click.IntRange(1), "Updates between two states on disk. Default: 500."),
+    ("flip", click.FloatRange(0, 1), "Chance of a mirror image. Default: 0."),
+    ("schedule", ("joint", "staged"), "Of the mining steps. Default: joint."),
+    ("variant", ("kp", "kp-vanilla", "none"), "Knowledge preservation. Default: kp."),
+    ("steps", click.IntRange(1, 255), "Mining steps, T. Default: 3."),
+    ("erased-share", float, "n/N, of a batch. Default: 0.125."),
+    ("preservation", float, "Lambda, the weight of L_KP. Default: 0.5."),
+    ("cam-threshold", float, "Cuts a step's foreground. Default: 0.5."),
+)
+
+
+def _settings_options(command: _Command) -> _Command:
+    for name, kind, text in reversed(_SETTINGS):
+        typed = click.Choice(kind) if isinstance(kind, tuple) else kind
+        command = click.option(f"--{name}", type=typed, default=None, help=text)(command)
+    return command
 
 
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The training's folder.")
+@click.option("--config", type=click.Path(path_type=Path),
+              help="YAML with the settings; flags count over it.")  # fmt: skip
+@click.option("--start", type=click.Path(path_type=str),
+              help="The model to go on from; every stage but base.")  # fmt: skip
+@click.option("--mine-list", type=click.Path(path_type=str),
+              help="Names of the images to erase, one a line; stage mining.")  # fmt: skip
+@click.option("--findings", type=click.Choice(["8", "14"]), default="8", show_default=True,
+              help="Of ChestX-ray14, those with boxes or all; stage base.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR",
+              help="Keep resized images here, for several runs. Default: in memory.")  # fmt: skip
+@click.option("--skip-missing", is_flag=True,
+              help="Leave out images that the lists name and the folders lack.")  # fmt: skip
 @click.option("--backbone", type=click.Choice(["resnet18", "resnet34", "resnet50"]),
-              default="resnet50", show_default=True)  # fmt: skip
-@click.option("--msa", type=click.Choice(["none", "bilinear", "deconv"]), default="bilinear",
-              show_default=True, help="Multi-scale aggregation.")  # fmt: skip
-@click.option("--width", type=float, default=1.0, show_default=True, help="Of every layer.")
-@click.option("--in-channels", type=click.Choice(["1", "3"]), default="3", show_default=True)
-@click.option("--input-size", type=click.IntRange(32), default=512, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True)
-@click.option("--learning-rate", type=float, default=0.1, show_default=True)
-@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
-@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
-@click.option("--balance", type=click.Choice(["none", "wang"]), default="none", show_default=True)
-@click.option("--steps", type=click.IntRange(1, 255), default=3, show_default=True,
-              help="Attention steps that `mine` takes with this model; recorded in it.")  # fmt: skip
-@click.option("--upsample", type=click.IntRange(1, 64), default=1, show_default=True,
-              help="Upsampling of heatmaps before boxes are cut; recorded likewise.")  # fmt: skip
-@click.option("--half", is_flag=True, help="Store the weights in float16.")
-@click.option("--seed", type=int, default=0, show_default=True)
+              help="Stage base. Default: resnet50.")  # fmt: skip
+@click.option("--msa", type=click.Choice(["none", "bilinear", "deconv"]),
+              help="Multi-scale aggregation. Default: none in base, bilinear in msa-init.")  # fmt: skip
+@click.option("--width", type=float, help="Of every layer. Default: 1.")
+@click.option("--in-channels", type=click.Choice(["1", "3"]), help="Default: 3.")
+@click.option("--input-size", type=click.IntRange(32), help="Side in pixels. Default: 512.")
+@click.option("--imagenet", type=click.Path(path_type=str),
+              help="torchvision's weights of the backbone to begin with; stage base.")  # fmt: skip
+@_settings_options
+@click.option("--compile", is_flag=True, default=None, help="Compile the training step.")
+@click.option("--frozen-norms", is_flag=True, default=None,
+              help="Keep batch normalisation in eval mode.")  # fmt: skip
 @threads_option
-def train(archive: Path, out: Path, threads: int | None, **values: Any) -> None:
-    """Train a classifier on the image-level labels of ARCHIVE (stage base)."""
-    from cxr_fast.archive import command
+def train(
+    archive: Path,
+    out: Path,
+    config: Path | None,
+    findings: str,
+    cache: Path | None,
+    skip_missing: bool,
+    threads: int | None,
+    **flags: Any,
+) -> None:
+    r"""Train one stage of the method on the image-level labels of ARCHIVE.
 
-    command.train(archive, out, threads or cores(), values, click.echo)
+    \b
+    base      the backbone, from nothing or ImageNet weights
+    msa-init  a new aggregation and classifier over the frozen backbone
+    msa       all of it, until the validation loss plateaus
+    mining    attention mining with knowledge preservation
+
+    ARCHIVE is laid out as ChestX-ray14. OUT gets best.safetensors, last.safetensors, metrics.csv and
+    tensorboard/. The same command goes on where it was stopped. Start it with torchrun for several
+    processes.
+    """
+    import torch
+
+    from cxr_fast.training import command
+
+    job = command.prepare(
+        archive,
+        out,
+        config,
+        flags,
+        BOXED_FINDINGS if findings == "8" else CHESTXRAY14_FINDINGS,
+        cache,
+        "skip" if skip_missing else "refuse",
+    )
+    console = Console(stderr=True)
+    for note in job.archive.notes:
+        console.print(note, highlight=False)
+    torch.set_num_threads(threads or cores())
+    with progress_bar(console) as bar:
+
+        def images_read(what: str) -> Callable[[int, int], None]:
+            task = bar.add_task(what, total=None, note="")
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        def reporter(what: str) -> Callable[[int, int, str], None]:
+            task = bar.add_task(what, total=None, note="")
+            return lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+        result = job.run(console.print, images_read, reporter, threads or cores())
+    row = result.histories[-1][-1]
+    click.echo(f"epoch {row['epoch']:.0f}: loss {row['loss']:.4f}, mean AUROC {row['auroc']:.3f}")
+    click.echo(f"best  {result.best}\nlast  {result.last}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cxr_fast.files import write_whole
 from cxr_fast.models.card import ModelCard, card_from_json, card_to_json
 from cxr_fast.models.msa import Classifier, build
 
@@ -73,7 +73,7 @@ def save_checkpoint(
     header = {"format": FORMAT, "version": VERSION, "card": card_to_json(card)}
     # A single entry: safetensors does not keep several in a fixed order.
     metadata = {_KEY: json.dumps(header, allow_nan=False)}
-    _write_whole(path, safetensors.torch.save(tensors, metadata))
+    write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Classifier, ModelCard]:
@@ -119,19 +119,6 @@ def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
             f"{float(value.abs().max()):g}. Store them as float32."
         )
     return stored
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read_card(path: Path, metadata: dict[str, str] | None) -> ModelCard:

@@ -1,25 +1,22 @@
-"""Training: the stage ``base`` on image-level labels, and the step of the stage ``mining``."""
+"""Training on image-level labels: the stages of the paper, and the step of the stage ``mining``."""
 
-from cxr_fast.training.base import (
-    LabelledImages,
-    TrainedModel,
-    TrainingSettings,
-    load_archive,
-    predict,
-    provenance,
-    train_base,
-)
+from cxr_fast.training.augment import Augmentation
+from cxr_fast.training.loop import Data, Trained, open_fabric, predict
+from cxr_fast.training.settings import TrainingSettings
+from cxr_fast.training.stages import StageResult, train_base, train_from
 from cxr_fast.training.step import MiningLoss, MiningStepSettings, mining_step
 
 __all__ = [
-    "LabelledImages",
+    "Augmentation",
+    "Data",
     "MiningLoss",
     "MiningStepSettings",
-    "TrainedModel",
+    "StageResult",
+    "Trained",
     "TrainingSettings",
-    "load_archive",
     "mining_step",
+    "open_fabric",
     "predict",
-    "provenance",
     "train_base",
+    "train_from",
 ]

@@ -62,13 +62,13 @@ class MiningStepSettings:
 
 class MiningLoss(NamedTuple):
     """Scalars ``total`` (Eq. 6), ``classification``, ``preservation`` (without its weight, 0 where
-    the variant has none), and what was ``mined`` from the first n images.
+    the variant has none), and ``erased_at`` [n, C, H, W] uint8 of the first n images.
     """
 
     total: Tensor
     classification: Tensor
     preservation: Tensor
-    mined: ops.MinedAttention
+    erased_at: Tensor
 
 
 def mining_step(
@@ -78,6 +78,7 @@ def mining_step(
     images: Tensor,
     labels: Tensor,
     settings: MiningStepSettings | None = None,
+    erased_at: Tensor | None = None,
 ) -> MiningLoss:
     """The loss of one training step: L = L_cls + lambda * L_KP (Eq. 6), ready for ``backward``.
 
@@ -99,6 +100,8 @@ def mining_step(
         images: [N, ...], as both networks take them; those to mine come first.
         labels: [N, C] in {0, 1}.
         settings: the paper's by default.
+        erased_at: [n, C, H, W] uint8, what earlier networks erased of the first n images at the steps
+            1..T-1 (the staged schedule); None erases where this step's own CAMs say.
 
     Returns:
         ``MiningLoss``; ``total`` is differentiable in what ``current`` and ``head`` learn.
@@ -106,7 +109,7 @@ def mining_step(
     Raises:
         ValueError: a layer that is not there, too few images, labels of another shape, no anchor.
 
-    Source: Cai et al. 2018, Sec. 2.1-2.2. It erases where this step's own CAMs say.
+    Source: Cai et al. 2018, Sec. 2.1-2.2.
     """
     settings = settings or MiningStepSettings()
     count = len(images)
@@ -122,7 +125,7 @@ def mining_step(
         )
     # Split, not sliced: the backward of a split writes the gradient of the features once.
     to_erase, to_keep = named[settings.features].split([erased, count - erased])
-    logits, mined = _erased_logits(to_erase, head, settings)
+    logits, erased_at = _erased_logits(to_erase, head, settings, erased_at)
     labels = labels.to(logits.dtype)
     every_step = labels[:erased, :, None].expand_as(logits)
     classification = classification_loss(logits, every_step)
@@ -143,16 +146,19 @@ def mining_step(
                 before = anchor(images[erased:])
             preservation = knowledge_preservation(after, before, settings.preserved)
     total = classification + settings.preservation * preservation
-    return MiningLoss(total, classification, preservation, mined)
+    return MiningLoss(total, classification, preservation, erased_at)
 
 
 def _erased_logits(
-    features: Tensor, head: nn.Linear, settings: MiningStepSettings
-) -> tuple[Tensor, ops.MinedAttention]:
-    """[n, D, H, W] -> logits [n, C, T] of all steps."""
+    features: Tensor, head: nn.Linear, settings: MiningStepSettings, erased_at: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """[n, D, H, W] -> logits [n, C, T] of all steps, and erased_at [n, C, H, W]."""
     cam = ops.cam(features, head.weight)
-    mined = ops.mine_attention(cam, settings.steps, settings.cam_threshold, settings.connectivity)
-    logits = ops.masked_gap(cam, mined.erased_at, settings.steps)
+    if erased_at is None:
+        mined = ops.mine_attention(cam, settings.steps, settings.cam_threshold, settings.connectivity)
+        erased_at = mined.erased_at
+    checks.require_equal_shape("erased_at", erased_at.shape, "the CAMs", cam.shape)
+    logits = ops.masked_gap(cam, erased_at, settings.steps)
     if head.bias is not None:
         logits = logits + head.bias.to(logits.dtype)[:, None]
-    return logits, mined
+    return logits, erased_at

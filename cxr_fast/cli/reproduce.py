@@ -1,0 +1,77 @@
+"""``cxr-fast reproduce``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cxr_fast.cli.options import cores, progress_bar, threads_option
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["table1", "table2", "table3", "fig2"]))
+@click.option("--data", required=True, type=click.Path(path_type=Path),
+              help="The archive, laid out as ChestX-ray14.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Figures and judged cells.")
+@click.option("--runs", type=click.Path(path_type=Path), metavar="DIR",
+              help="Trained networks and resized images. Default: OUT/runs.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["paper", "small"]), default="small", show_default=True,
+              help="The published scale (a GPU), or one for two cores.")  # fmt: skip
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2),
+              show_default=True, help="Once for each seed.")  # fmt: skip
+@threads_option
+def reproduce(
+    what: str,
+    data: Path,
+    out: Path,
+    runs: Path | None,
+    preset: str,
+    seeds: tuple[int, ...],
+    threads: int | None,
+) -> None:
+    """Run the paper's protocol for one of its tables, and print it beside the paper's own figures.
+
+    Or draw its Fig. 2, of the first seed.
+
+    Every network is trained once and kept, and so is every judged cell: the same command goes on where
+    it stopped. Writes OUT/tableN.json and OUT/tableN.md.
+    """
+    import torch
+
+    from cxr_fast.reproduce import command, rendering
+
+    console = Console(stderr=True)
+    torch.set_num_threads(threads or cores())
+    runs = runs or out / "runs"
+    with progress_bar(console) as bar:
+
+        def images_read(label: str) -> Callable[[int, int], None]:
+            task = bar.add_task(label, total=None, note="")
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        def reporter(run: str) -> Callable[[str], Callable[[int, int, str], None]]:
+            def part(stage: str) -> Callable[[int, int, str], None]:
+                task = bar.add_task(f"{run}: {stage}", total=None, note="")
+
+                def report(done: int, total: int, note: str) -> None:
+                    bar.update(task, completed=done, total=total, note=note)
+
+                return report
+
+            return part
+
+        protocol = command.open_protocol(data, preset, runs / "images", threads or cores(), images_read)
+        if what == "fig2":
+            drawn = command.reproduce_fig2(protocol, seeds[0], out, runs, reporter)
+            click.echo(f"figure  {drawn}" if drawn else "no image shows any of the figure's cases")
+            return
+        made = command.reproduce(what, protocol, seeds, out, runs, reporter, console.print)
+    printed = Console()
+    for grid in rendering.grids(what, made):
+        printed.print(grid)
+    printed.print(rendering.legend(made, len(protocol.judged_names)), highlight=False)
+    printed.print(rendering.answers(made))
+    click.echo(f"figures  {out / what}.json, {out / what}.md")

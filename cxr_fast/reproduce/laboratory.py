@@ -1,0 +1,103 @@
+"""Networks of the protocol, each trained once: a training is a value, and its folder is named by it.
+
+What a training depends on (its settings, data, and what it starts from, down to the first) decides its
+name, so tables share networks, and a table that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from cxr_fast.models import Architecture, ModelCard
+from cxr_fast.models.card import Aggregation, card_to_json
+from cxr_fast.training import Data, StageResult, TrainingSettings, train_base, train_from
+from cxr_fast.training.settings import to_json
+from cxr_fast.training.stages import Reporter
+from cxr_fast.training.state import digest
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to be done: its settings, and the training that it starts from (None: nothing)."""
+
+    settings: TrainingSettings
+    input_size: int
+    start: Training | None = None
+    aggregation: Aggregation = "none"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that it depends on but the data, as JSON values."""
+        return {
+            "settings": to_json(self.settings),
+            "input_size": self.input_size,
+            "aggregation": self.aggregation,
+            "start": self.start and self.start.identity(),
+        }
+
+
+@dataclass
+class Laboratory:
+    """Trains what is asked for, in ``folder``, from ``data`` by input size.
+
+    ``mined`` is in the data at every size: the stage base ignores it.
+    """
+
+    folder: Path
+    architecture: Architecture
+    class_names: tuple[str, ...]
+    data: Callable[[int], Data]
+    fabric: Fabric
+    reporter: Callable[[str], Reporter] | None = None
+    _done: dict[str, StageResult] = field(default_factory=dict)
+
+    def networks(self, training: Training) -> StageResult:
+        """The networks of a training, trained now unless they are there."""
+        key = self.key(training)
+        if key not in self._done:
+            self._done[key] = self._train(
+                training, self.folder / f"{training.settings.stage}-{key[:12]}"
+            )
+        return self._done[key]
+
+    def key(self, training: Training) -> str:
+        """SHA-256 of all that decides the networks."""
+        data = self.data(training.input_size)
+        told = {
+            "training": training.identity(),
+            "card": card_to_json(self._card(training)),
+            "data": {name: digest(part) for name, part in data._asdict().items()},
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def _card(self, training: Training) -> ModelCard:
+        return ModelCard(self.architecture, self.class_names, training.input_size)
+
+    def _train(self, training: Training, out: Path) -> StageResult:
+        data, settings = self.data(training.input_size), training.settings
+        named = f"{settings.stage} {training.input_size} seed {settings.seed}"
+        reporter = self.reporter(named) if self.reporter else None
+        if settings.stage != "mining":
+            data = data._replace(mined=None)
+        if training.start is None:
+            architecture = replace(self.architecture, msa=training.aggregation)
+            card = replace(self._card(training), architecture=architecture)
+            return train_base(data, card, settings, out, fabric=self.fabric, reporter=reporter)
+        # The best epoch classifies best; mining ends where it was told to end.
+        before = self.networks(training.start)
+        start = before.last if training.start.settings.stage == "mining" else before.best
+        return train_from(
+            start,
+            data,
+            settings,
+            out,
+            aggregation=training.aggregation if training.aggregation != "none" else "bilinear",
+            fabric=self.fabric,
+            reporter=reporter,
+        )

@@ -1,0 +1,205 @@
+"""From judged cells to a table's figures: Acc and AFP with intervals, answers, floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cxr_fast import metrics
+from cxr_fast.paper import TABLE2
+from cxr_fast.reproduce.cells import Judged
+from cxr_fast.reproduce.judging import Detections, Truth, random_boxes, scattered
+from cxr_fast.reproduce.tables import Question, Table
+
+# Draws of random boxes that a floor is averaged over.
+_DRAWS = 50
+_RESAMPLES = 2000
+
+
+def summarise(
+    tables: Mapping[int, Table],
+    cells: Mapping[int, Mapping[str, Judged]],
+    truth: Truth,
+    patients: np.ndarray,
+    findings: Sequence[str],
+    published_bounds: bool,
+) -> dict[str, Any]:
+    """All figures of a table, as JSON values.
+
+    ``tables`` and ``cells`` by seed, the cells by name of their row; ``patients`` [N] of the judged
+    images, which are resampled whole. With ``published_bounds`` AFP is bounded by Wang's published
+    values, else by what the first row reaches here.
+    """
+    table = next(iter(tables.values()))
+    iou = table.iou_thresholds
+    bounds = _bounds(table, cells, truth, findings, published_bounds)
+    rows = []
+    for row in table.rows:
+        runs = [cells[seed][row.name] for seed in tables]
+        measured = [_localised(run.detections, truth, findings, iou, bounds) for run in runs]
+        entry: dict[str, Any] = {"name": row.name, "published": row.published}
+        for name in ("acc", "afp"):
+            values = np.array([[getattr(r.result, name) for r in m] for m in measured])
+            entry[name] = values.reshape(len(runs), len(findings), len(iou)).tolist()
+        entry["interval"] = _intervals(runs, truth, findings, iou, bounds, patients)
+        for name in ("auroc", "pointing", "pixel_auc"):
+            entry[name] = [getattr(run, name).tolist() for run in runs]
+        rows.append(entry)
+    answers = [_answer(q, cells, truth, findings, iou, patients) for q in table.questions]
+    return {
+        "seeds": list(tables),
+        "findings": list(findings),
+        "iou_thresholds": list(iou),
+        "boxes": np.bincount(truth.classes, minlength=len(findings)).tolist(),
+        "afp_bounds": None if bounds is None else bounds.tolist(),
+        "rows": rows,
+        "floors": {
+            row.name: _floor(
+                partial(scattered, cells[min(cells)][row.name].detections, truth.sizes),
+                truth,
+                findings,
+                iou,
+            )
+            for row in table.rows
+        },
+        "answers": answers,
+    }
+
+
+def _localised(
+    found: Detections,
+    truth: Truth,
+    findings: Sequence[str],
+    iou: Sequence[float],
+    bounds: np.ndarray | None,
+) -> list[metrics.LocalizationRow]:
+    return metrics.localization_table(
+        found.images, found.ranks, found.classes, found.boxes,
+        truth.images, truth.classes, truth.boxes,
+        findings=findings, overlap_thresholds=iou, afp_bounds=bounds,
+    )  # fmt: skip
+
+
+def _bounds(
+    table: Table,
+    cells: Mapping[int, Mapping[str, Judged]],
+    truth: Truth,
+    findings: Sequence[str],
+    published: bool,
+) -> np.ndarray | None:
+    """AFP [C, K] that no method may exceed: the reference's, just reached."""
+    if not table.bounded:
+        return None
+    if published:
+        reference = [[TABLE2[t]["ref."][name].afp for t in table.iou_thresholds] for name in findings]
+        return np.array(reference)
+    runs = [
+        _localised(run[table.rows[0].name].detections, truth, findings, table.iou_thresholds, None)
+        for run in cells.values()
+    ]
+    afp = np.array([[row.result.afp for row in run] for run in runs]).mean(0)
+    # A prefix stays strictly below its bound, and the reference is to fit under its own.
+    bounds: np.ndarray = np.nextafter(afp, np.inf).reshape(len(findings), -1)
+    return bounds
+
+
+def _intervals(
+    runs: Sequence[Judged],
+    truth: Truth,
+    findings: Sequence[str],
+    iou: Sequence[float],
+    bounds: np.ndarray | None,
+    patients: np.ndarray,
+) -> dict[str, Any]:
+    """Intervals of Acc over patients, averaged over the runs; the spread over seeds stands beside."""
+    ends = [
+        metrics.localization_intervals(
+            run.detections.images, run.detections.ranks, run.detections.classes, run.detections.boxes,
+            truth.images, truth.classes, truth.boxes,
+            findings=findings, overlap_thresholds=iou, afp_bounds=bounds, clusters=patients,
+            resamples=_RESAMPLES,
+        )
+        for run in runs
+    ]  # fmt: skip
+    return {
+        "acc": np.mean([e.acc for e in ends], 0).tolist(),
+        "mean_acc": np.mean([e.mean_acc for e in ends], 0).tolist(),
+    }
+
+
+def _answer(
+    question: Question,
+    cells: Mapping[int, Mapping[str, Judged]],
+    truth: Truth,
+    findings: Sequence[str],
+    iou: Sequence[float],
+    patients: np.ndarray,
+) -> dict[str, Any]:
+    """Acc of one row minus Acc of another, by finding and over all boxes, with paired intervals."""
+    sides = [[run[name] for run in cells.values()] for name in (question.first, question.second)]
+    entry: dict[str, Any] = {"text": question.text, "differences": {}}
+    for name, chosen in [
+        *((f, [i]) for i, f in enumerate(findings)),
+        ("all boxes", range(len(findings))),
+    ]:
+        entry["differences"][name] = [
+            list(_difference(sides, truth, list(chosen), threshold, patients)) for threshold in iou
+        ]
+    ranking = [np.nanmean([run.auroc for run in side]) for side in sides]
+    entry["auroc"] = ranking[0] - ranking[1]
+    return entry
+
+
+def _difference(
+    sides: Sequence[Sequence[Judged]],
+    truth: Truth,
+    classes: list[int],
+    iou_threshold: float,
+    patients: np.ndarray,
+) -> metrics.AccDifference:
+    first, second = (
+        [_counts(run.detections, truth, classes, iou_threshold) for run in side] for side in sides
+    )
+    images = np.unique(truth.images[np.isin(truth.classes, classes)])
+    return metrics.acc_difference(first, second, clusters=patients[images], resamples=_RESAMPLES)
+
+
+def _counts(
+    found: Detections, truth: Truth, classes: list[int], iou_threshold: float
+) -> metrics.ImageCounts:
+    """Counts of each image that has a true box of the classes, summed over them."""
+    images = np.unique(truth.images[np.isin(truth.classes, classes)])
+    total = np.zeros((3, len(images)), np.int64)
+    for index in classes:
+        own, drawn = found.classes == index, truth.classes == index
+        total += metrics.image_counts(
+            found.images[own], found.ranks[own], found.boxes[own],
+            truth.images[drawn], truth.boxes[drawn],
+            overlap_threshold=iou_threshold, considered=images,
+        )  # fmt: skip
+    return metrics.ImageCounts(*total)
+
+
+def _floor(
+    draw: Callable[[np.random.Generator], Detections],
+    truth: Truth,
+    findings: Sequence[str],
+    iou: Sequence[float],
+) -> list[list[float]]:
+    """Mean Acc [C][K] of boxes at random places."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        [row.result.acc for row in _localised(draw(rng), truth, findings, iou, None)]
+        for _ in range(_DRAWS)
+    ]
+    return np.mean(drawn, 0).reshape(len(findings), len(iou)).tolist()  # type: ignore[no-any-return]
+
+
+def random_floor(
+    truth: Truth, labels: np.ndarray, findings: Sequence[str], iou: Sequence[float]
+) -> list[list[float]]:
+    """Mean Acc [C][K] of three random boxes of the class's true sizes."""
+    return _floor(partial(random_boxes, truth, labels), truth, findings, iou)

@@ -1,0 +1,177 @@
+"""What ``cxr-fast train`` does, apart from talking: everything is checked before any work begins.
+
+Image-level labels are all that is read: neither this file nor what it calls opens a table of boxes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_fabric import Fabric
+
+from cxr_fast.archive.chestxray14 import read_split
+from cxr_fast.archive.dataset import Archive, load_images, open_archive, split_by_patient
+from cxr_fast.models import Architecture, ModelCard, load_checkpoint
+from cxr_fast.training.loop import Data, open_fabric
+from cxr_fast.training.settings import PARTS, TrainingSettings, from_values, read_yaml
+from cxr_fast.training.stages import Reporter, StageResult, train_base, train_from
+
+# What a run is told besides its settings, with what holds where nothing is said.
+_OTHERS: Mapping[str, Any] = {
+    "start": None,
+    "mine_list": None,
+    "imagenet": None,
+    "backbone": "resnet50",
+    "msa": None,
+    "width": 1.0,
+    "in_channels": 3,
+    "input_size": 512,
+}
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training that may begin: archive read, arguments checked."""
+
+    archive: Archive
+    settings: TrainingSettings
+    card: ModelCard
+    others: Mapping[str, Any]
+    cache: Path | None
+    out: Path
+
+    def run(
+        self,
+        say: Callable[[str], None],
+        images_read: Callable[[str], Callable[[int, int], None] | None],
+        reporter: Reporter | None = None,
+        threads: int = 2,
+    ) -> StageResult:
+        """Read the images, through the cache, and train."""
+        fabric = open_fabric(self.settings.precision)
+        data = self._data(images_read, threads)
+        if fabric.is_global_zero:
+            counts = [f"{len(part.labels)} {name}" for name, part in data._asdict().items() if part]
+            say(f"{', '.join(counts)} images; {fabric.world_size} processes on {fabric.device.type}")
+        return self._train(data, fabric, reporter)
+
+    def _data(
+        self, images_read: Callable[[str], Callable[[int, int], None] | None], threads: int
+    ) -> Data:
+        archive, size = self.archive, self.card.input_size
+
+        def read(names: tuple[str, ...], what: str) -> Any:
+            return load_images(
+                archive, names, size, cache=self.cache, threads=threads, progress=images_read(what)
+            )
+
+        names = archive.split("train_val")
+        train, held = names, ()
+        if self.settings.validation:
+            ours, theirs = split_by_patient(archive.patients(names), self.settings.validation, seed=0)
+            train, held = tuple(names[i] for i in ours), tuple(names[i] for i in theirs)
+        mined = self.others["mine_list"]
+        return Data(
+            read(train, "training images"),
+            read(held, "validation images") if held else None,
+            read(read_split(mined), "images to mine") if mined else None,
+        )
+
+    def _train(self, data: Data, fabric: Fabric, reporter: Reporter | None) -> StageResult:
+        if self.settings.stage == "base":
+            imagenet = self.others["imagenet"]
+            return train_base(
+                data,
+                self.card,
+                self.settings,
+                self.out,
+                imagenet=Path(imagenet) if imagenet else None,
+                fabric=fabric,
+                reporter=reporter,
+            )
+        return train_from(
+            Path(self.others["start"]),
+            data,
+            self.settings,
+            self.out,
+            aggregation=self.others["msa"] or "bilinear",
+            fabric=fabric,
+            reporter=reporter,
+        )
+
+
+def prepare(
+    archive: Path,
+    out: Path,
+    config: Path | None,
+    flags: Mapping[str, Any],
+    findings: tuple[str, ...],
+    cache: Path | None,
+    missing: Literal["refuse", "skip"],
+) -> TrainingJob:
+    """Check the arguments of ``cxr-fast train`` and read the tables they name; writes nothing.
+
+    ``flags`` that are not None count over the values of ``config``. Raises FileNotFoundError or
+    ValueError, in a sentence, for anything that is missing or wrong.
+    """
+    values = read_yaml(config) if config else {}
+    others = {**_OTHERS, **{k: values.pop(k) for k in list(values) if k in _OTHERS}}
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if name in _OTHERS:
+            others[name] = value
+            continue
+        part = next((p for p, kind in PARTS.items() if name in {f.name for f in fields(kind)}), None)
+        (values.setdefault(part, {}) if part else values)[name] = value
+    settings = from_values(values)
+    _check_starts(settings, others)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, but {out} is a file; name another")
+    _require_writable(out)
+    if settings.stage == "base":
+        architecture = Architecture(
+            others["backbone"], others["msa"] or "none", others["width"], int(others["in_channels"])
+        )
+        card = ModelCard(architecture, findings, others["input_size"])
+    else:
+        _, card = load_checkpoint(Path(others["start"]))
+    return TrainingJob(
+        open_archive(archive, card.class_names, missing=missing), settings, card, others, cache, out
+    )
+
+
+def _check_starts(settings: TrainingSettings, others: Mapping[str, Any]) -> None:
+    """Which stage needs which of the files."""
+    stage = settings.stage
+    if (stage == "base") != (others["start"] is None):
+        raise ValueError(
+            f"the stage {stage} "
+            + (
+                "starts from nothing; leave --start out, or name another stage"
+                if stage == "base"
+                else "goes on from a model; give it with --start"
+            )
+        )
+    if (stage == "mining") != (others["mine_list"] is not None):
+        raise ValueError(
+            f"the stage {stage} "
+            + (
+                "erases images; list their names in a file, one a line, and give it with --mine-list"
+                if stage == "mining"
+                else "erases nothing; leave --mine-list out"
+            )
+        )
+
+
+def _require_writable(out: Path) -> None:
+    """Before the hours that a training takes."""
+    parent = out
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")

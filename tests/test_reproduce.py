@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from cxr_fast import ops, paper
+from cxr_fast.cli import main
+from cxr_fast.config import BOXED_FINDINGS, MiningSettings
+from cxr_fast.phantom import PhantomSettings, write_archive
+from cxr_fast.reproduce import figure, judging, laboratory, presets, rendering, summary, tables
+from cxr_fast.reproduce.cells import Cell, Judged, read_cell
+from cxr_fast.reproduce.judging import Detections, Truth
+
+TINY = replace(
+    presets.SMALL,
+    architecture=replace(presets.SMALL.architecture, width=0.125),
+    input_sizes=(32, 64),
+    batch_sizes=(16, 16),
+    mined_size=64,
+    stages={name: replace(settings, epochs=1) for name, settings in presets.SMALL.stages.items()},
+)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reproduce") / "archive"
+    write_archive(folder, PhantomSettings(images=72, size=64, seed=3))
+    return folder
+
+
+def run(what: str, archive: Path, out: Path, *more: str) -> str:
+    arguments = [
+        "reproduce",
+        what,
+        "--data",
+        archive,
+        "--out",
+        out,
+        "--seed",
+        "4",
+        "--threads",
+        "1",
+        *more,
+    ]
+    ran = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return ran.output
+
+
+def test_a_table_is_made_again_to_the_digit_and_goes_on_where_it_stopped(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "small", TINY)
+    monkeypatch.setattr(summary, "_RESAMPLES", 20)
+    monkeypatch.setattr(summary, "_DRAWS", 2)
+    printed = run("table2", archive, tmp_path / "one")
+    run("table2", archive, tmp_path / "two")
+    first, second = ((tmp_path / out / "table2.json").read_bytes() for out in ("one", "two"))
+    assert first == second
+    assert "table2, T(IoU) 0.7" in printed
+    cells = sorted((tmp_path / "one" / "cells").iterdir())
+    assert len(cells) == 4
+
+    cells[0].unlink()
+    trained: list[str] = []
+    whole = laboratory.Laboratory._train
+
+    def counted(self: laboratory.Laboratory, training: laboratory.Training, out: Path) -> object:
+        trained.append(out.name)
+        return whole(self, training, out)
+
+    monkeypatch.setattr(laboratory.Laboratory, "_train", counted)
+    before = {path.name: path.stat().st_mtime_ns for path in cells[1:]}
+    states = {p: p.stat().st_mtime_ns for p in (tmp_path / "one" / "runs").glob("*/state.pt")}
+    run("table2", archive, tmp_path / "one")
+    assert (tmp_path / "one" / "table2.json").read_bytes() == first
+    assert {p.name: p.stat().st_mtime_ns for p in cells[1:]} == before
+    assert {p: p.stat().st_mtime_ns for p in states} == states, "a finished training was done again"
+    assert trained, "the lost cell was not judged again"
+
+    made = json.loads(first)
+    assert [row["published"] for row in made["rows"]] == ["ref.", "base.", "ours", None]
+    assert np.array(made["rows"][0]["acc"]).shape == (1, 8, 7)
+    reference = np.array(made["rows"][0]["afp"])
+    others = np.array([row["afp"] for row in made["rows"][1:]])
+    assert (others <= reference + 1e-12).all(), "AFP is bounded by the reference's"
+    text = (tmp_path / "one" / "table2.md").read_text()
+    assert "*0.69-0.89*" in text, "the paper's own figure"
+
+    drawn = run("fig2", archive, tmp_path / "one")
+    assert "fig2.png" in drawn or "no image shows" in drawn
+
+
+def test_what_the_tables_hold_is_what_the_paper_names() -> None:
+    first, second, third = (table(presets.PAPER, 0) for table in tables.TABLES.values())
+    assert {row.published for row in first.rows} == set(paper.TABLE1)
+    assert {row.published for row in second.rows} - {None} == set(paper.TABLE2[0.1])
+    assert {row.published for row in third.rows} - {None} == set(paper.TABLE3[0.1])
+    for table in (first, second, third):
+        names = [row.name for row in table.rows]
+        assert len(set(names)) == len(names)
+        assert {n for q in table.questions for n in (q.first, q.second)} <= set(names)
+    mined = {row.published: row.cell for row in third.rows if row.published}
+    assert mined["KP"] == mined["t=3"]
+    assert mined["w/o KP"].training.settings.mining.variant == "none"
+    start = mined["KP"].training.start
+    assert start is not None
+    assert (start.settings.stage, start.input_size) == ("msa", 512)
+    assert start.settings.epochs_of_patience == 5
+    assert first.rows[-1].cell.training.settings.batch_size == 32
+    wang = second.rows[0].cell
+    assert wang.training.start is None
+    assert wang.rule.thresholds == (60 / 255, 180 / 255)
+
+
+def test_keys_follow_everything_that_a_training_depends_on() -> None:
+    training = tables.mined(TINY, 0, "kp", 3)
+    changed = replace(training, start=replace(training.start, aggregation="deconv"))
+    assert training.identity() != changed.identity()
+    assert training.identity() == tables.mined(TINY, 0, "kp", 3).identity()
+    assert training.identity() != tables.mined(TINY, 1, "kp", 3).identity()
+    json.dumps(training.identity())
+
+
+def test_networks_of_the_steps_that_agree_mine_like_one() -> None:
+    torch.manual_seed(2)
+    cam = torch.nn.functional.avg_pool2d(torch.randn(3, 2, 20, 20), 5, 1)
+    rule = MiningSettings(steps=3)
+    one = judging.mine_heatmaps(cam[None], rule)
+    three = judging.mine_heatmaps(torch.stack([cam] * 3), rule)
+    assert torch.equal(one.mined.erased_at, three.mined.erased_at)
+    assert torch.equal(one.mined.extent, three.mined.extent)
+    torch.testing.assert_close(one.heatmap, three.heatmap)
+    fewer = judging.mine_heatmaps(torch.stack([cam, cam + 1, cam * 2]), replace(rule, steps=2))
+    assert fewer.mined.extent.shape[2] == 2
+
+
+def test_boxes_are_those_of_labelled_classes() -> None:
+    heatmap = torch.rand(2, 3, 16, 16)
+    labels = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+    found = judging.detect(heatmap, labels, np.full((2, 2), 64.0), MiningSettings())
+    assert set(found.images) == {0}
+    assert set(found.classes) == {0, 2}
+    whole = ops.heatmap_boxes(heatmap, (64, 64), MiningSettings().thresholds)
+    first = found.boxes[(found.classes == 2) & (found.ranks == 1)]
+    np.testing.assert_array_equal(first[0], whole.boxes[0, 2, 0].numpy())
+
+
+TRUTH = Truth(
+    np.array([0, 1, 1, 2]),
+    np.array([0, 0, 1, 1]),
+    np.array([[0, 0, 10, 10], [5, 5, 25, 45], [50, 50, 60, 60], [0, 0, 40, 40]], np.float32),
+    np.full((3, 2), 64.0),
+)
+
+
+def test_random_boxes_keep_to_the_image_and_to_true_sizes(rng: np.random.Generator) -> None:
+    labels = np.array([[1, 0], [1, 1], [0, 1]], np.float32)
+    drawn = judging.random_boxes(TRUTH, labels, rng)
+    assert len(drawn.boxes) == 12
+    assert drawn.boxes.min() >= 0
+    assert drawn.boxes.max() <= 64
+    sides = {tuple(np.rint(b[2:] - b[:2])) for b in drawn.boxes[drawn.classes == 0]}
+    assert sides <= {(10.0, 10.0), (20.0, 40.0)}
+    moved = judging.scattered(drawn, TRUTH.sizes, rng)
+    extent, kept = (d.boxes[:, 2:] - d.boxes[:, :2] for d in (moved, drawn))
+    np.testing.assert_allclose(extent, kept, atol=1e-4)
+    assert not np.allclose(moved.boxes, drawn.boxes)
+
+
+def test_answers_on_cells_whose_acc_is_known() -> None:
+    """One method finds the first two boxes, the other none: 0.5 of all boxes, 1 of the first class."""
+    classes = 2
+    nothing = np.zeros(0, np.int64)
+    none = Detections(nothing, nothing, nothing, np.zeros((0, 4), np.float32))
+    two = Detections(*(np.array(v) for v in ([0, 1], [1, 1], [0, 0])), TRUTH.boxes[:2])
+    blank = np.full(classes, 0.5)
+    cells = {
+        s: {"a": Judged(two, blank, blank, blank), "b": Judged(none, blank, blank, blank)}
+        for s in (0, 1)
+    }
+    cell = Cell(tables.base(TINY, 64, 0), MiningSettings())
+    rows = (tables.Row(None, "a", cell), tables.Row(None, "b", cell))
+    table = tables.Table(rows, (0.3,), (tables.Question("a against b", "a", "b"),))
+    patients = np.arange(3)
+    made = summary.summarise({0: table, 1: table}, cells, TRUTH, patients, ("left", "right"), False)
+    differences = made["answers"][0]["differences"]
+    assert differences["left"] == [[1.0, 1.0, 1.0]]
+    assert differences["right"] == [[0.0, 0.0, 0.0]]
+    assert differences["all boxes"][0][0] == 0.5
+    assert np.array(made["rows"][0]["acc"])[:, :, 0].tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    assert made["boxes"] == [2, 2]
+    text = rendering.markdown("table3", made, 3)
+    assert "**+1.00 (+1.00..+1.00)**" in text
+
+
+def test_cases_of_the_figure() -> None:
+    found = [np.array(v, bool) for v in ([1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0])]
+    cases = figure.choose_cases(found, TRUTH)
+    assert [(c.caption[:3], c.image, c.cls) for c in cases] == [
+        ("(a)", 1, 1),
+        ("(b)", 1, 0),
+        ("(c)", 2, 1),
+    ]
+    hits = Detections(*(np.array(v) for v in ([0, 2], [1, 1], [0, 1])), TRUTH.boxes[[0, 3]] + 1)
+    assert figure.found_boxes(hits, TRUTH, 0.3).tolist() == [True, False, False, True]
+
+
+def test_the_figure_is_drawn() -> None:
+    torch.manual_seed(0)
+    cams = torch.nn.functional.avg_pool2d(torch.randn(3, 2, 20, 20), 5)[None]
+    labels = np.ones((3, 2), np.float32)
+    picture = figure.draw_figure(
+        cams, labels, TRUTH, MiningSettings(), BOXED_FINDINGS[:2], ("a", "b", "c"),
+        lambda name: np.full((64, 64), 90, np.uint8),
+    )  # fmt: skip
+    assert isinstance(picture, Image.Image)
+    assert picture.width > 1000
+
+
+def test_a_damaged_cell_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cell.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="remove it, and it is made again"):
+        read_cell(tmp_path / "cell.parquet")
+
+
+def test_an_archive_without_boxes_is_refused(tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive", PhantomSettings(images=12, size=64))
+    (tmp_path / "archive" / "BBox_List_2017.csv").unlink()
+    arguments = [
+        "reproduce",
+        "table1",
+        "--data",
+        str(tmp_path / "archive"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    ran = CliRunner().invoke(main, arguments)
+    assert ran.exit_code == 1
+    assert "to judge by, but holds 0" in " ".join(ran.output.split())

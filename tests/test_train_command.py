@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cxr_fast.cli import main
+from cxr_fast.models import load_checkpoint
+from cxr_fast.phantom import PhantomSettings, write_archive
+
+SMALL = ["--backbone", "resnet18", "--width", "0.125", "--in-channels", "1", "--input-size", "64"]
+SHORT = ["--epochs", "1", "--batch-size", "16", "--threads", "1", "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "archive"
+    write_archive(folder, PhantomSettings(images=96, size=96, seed=4))
+    listed = (folder / "test_list.txt").read_text().split()
+    (folder / "mine.txt").write_text("\n".join(listed[:8]))
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+_OPENED: list[str] = []
+_WATCHING = [False]
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if _WATCHING[0] and event == "open":
+        _OPENED.append(str(arguments[0]))
+
+
+sys.addaudithook(_watch)  # there is no way to take one off again
+
+
+def test_every_stage_learns_without_opening_a_table_of_boxes(archive: Path, tmp_path: Path) -> None:
+    """The box table lies in the archive, beside what is read."""
+    _OPENED.clear()
+    _WATCHING[0] = True
+    try:
+        shared = [*SHORT, "--cache", tmp_path / "cache"]
+        base = run("train", archive, "--out", tmp_path / "base", *SMALL, *shared)
+        assert base.exit_code == 0, base.output
+        start = tmp_path / "base" / "best.safetensors"
+        for stage in ("msa-init", "msa", "mining"):
+            more = ["--mine-list", archive / "mine.txt"] if stage == "mining" else []
+            ran = run(
+                "train",
+                archive,
+                "--stage",
+                stage,
+                "--start",
+                start,
+                "--out",
+                tmp_path / stage,
+                *more,
+                *shared,
+            )
+            assert ran.exit_code == 0, ran.output
+            start = tmp_path / stage / "last.safetensors"
+    finally:
+        _WATCHING[0] = False
+    assert any("Data_Entry" in name for name in _OPENED), (
+        "the watch saw nothing: the test would show nothing"
+    )
+    assert not [name for name in _OPENED if "BBox" in name]
+    card = load_checkpoint(start)[1]
+    assert card.architecture.msa == "bilinear"
+    assert card.provenance.count("stage ") == 4
+    assert "mean AUROC" in ran.output
+
+
+def test_a_config_file_and_flags_over_it(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "epochs: 3\nbatch_size: 16\nbackbone: resnet18\nwidth: 0.125\nin_channels: 1\ninput_size: 64\n"
+        "augmentation: {flip: 0.5}\n"
+    )
+    out = tmp_path / "out"
+    ran = run(
+        "train",
+        archive,
+        "--out",
+        out,
+        "--config",
+        tmp_path / "run.yaml",
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+    )
+    assert ran.exit_code == 0, ran.output
+    assert len((out / "metrics.csv").read_text().splitlines()) == 2
+    again = run("train", archive, "--out", out, "--config", tmp_path / "run.yaml", "--threads", "1")
+    assert again.exit_code == 1
+    assert "settings.epochs: 1 -> 3" in again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "msa"], "goes on from a model; give it with --start"),
+        (["--stage", "base", "--start", "x"], "starts from nothing; leave --start out"),
+        (["--mine-list", "x"], "erases nothing; leave --mine-list out"),
+        (["--stage", "mining", "--start", "x"], "list their names in a file"),
+        (["--config", "absent.yaml"], "must be a YAML file, but absent.yaml is not a file"),
+        (["--learning-rate", "0"], "learning_rate must be above 0"),
+        (["--stage", "msa", "--start", "absent"], "there is no such file"),
+        (["--width", "9"], "width of an architecture must be"),
+    ],
+)
+def test_careless_arguments_get_a_sentence(
+    archive: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    ran = run("train", archive, "--out", tmp_path / "out", *arguments)
+    assert ran.exit_code == 1
+    assert message in ran.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_that_is_not_whole(archive: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "archive"
+    write_archive(copy, PhantomSettings(images=24, size=64, seed=4))
+    first = (copy / "train_val_list.txt").read_text().split()[0]
+    (copy / "images" / first).unlink()
+    refused = run("train", copy, "--out", tmp_path / "out", *SMALL, *SHORT)
+    assert refused.exit_code == 1
+    assert first in refused.output
+    assert "train_val_list.txt, line 1" in refused.output.replace("\n", " ")
+    file = tmp_path / "file"
+    file.touch()
+    assert "--out must be a folder" in run("train", archive, "--out", file).output
