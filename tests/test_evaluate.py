@@ -310,3 +310,20 @@ def test_tables_fit_a_hundred_columns_and_say_what_they_count(made: Run) -> None
     assert "on images with any box, divided by 984, as asked for; no AFP bound" in words
     assert "50 resamples of patients" in words
     assert "…" not in words
+
+
+def test_the_bound_falls_where_the_image_order_puts_it(tmp_path: Path) -> None:
+    """a.png has a miss, b.png a hit; the table names b.png first, the run a.png."""
+    box = {"x1": [5, 50], "y1": [5, 50], "x2": [9, 60], "y2": [9, 60]}
+    rows = {"image_id": ["a.png", "b.png"], "class": ["Mass"] * 2, "rank": [1, 1], **box}
+    with open_run(tmp_path / "run", {"model": {"class_names": CLASSES}}) as run:
+        run.write_images(["a.png", "b.png"])
+        run.write_shard(0, {**rows, "score": [1.0] * 2, "probability": [1.0] * 2})
+    table, bounds = tmp_path / "boxes.csv", tmp_path / "bounds.csv"
+    table.write_text(HEADER + "b.png,Mass,50,50,10,10\na.png,Mass,100,100,10,10\n")
+    bounds.write_text("finding,iou_threshold,afp\nMass,0.1,0.5\n")
+    for order, found in (("truth", 1), ("run", 0)):
+        result = cli(tmp_path / "run", "--boxes", table, "--afp-bounds", bounds, "--iou-threshold",
+                     0.1, "--image-order", order, "--json", "--resamples", 3)  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.output)["localization"][0]["found"] == found

@@ -289,3 +289,12 @@ def test_differences_refuse() -> None:
         metrics.acc_difference([], some)
     with pytest.raises(ValueError, match="expected one for each of the 4 rows"):
         metrics.acc_difference(some, some, clusters=[1, 2])
+
+
+def test_a_bound_of_zero_takes_nothing_even_before_the_first_miss() -> None:
+    boxes: Any = [[0, 0, 2, 2], [5, 5, 6, 6]]
+    result = metrics.localization_intervals(
+        [0, 0], [1, 2], [0, 0], boxes, [0], [0], boxes[:1],
+        findings=["Mass"], overlap_thresholds=[0.1], afp_bounds=[[0.0]], resamples=5,
+    )  # fmt: skip
+    assert result.acc.tolist() == [[[0.0, 0.0]]]
