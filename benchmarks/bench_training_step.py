@@ -94,7 +94,7 @@ class Step:
 def training_step_cases(place: Place) -> list[Sizes]:
     if place.quick:
         return [Sizes(4, 64, 0.125)]
-    return [Sizes(64, 512)] if place.cuda else [Sizes(8, 256, 0.25)]
+    return [Sizes(64, 512)] if place.cuda else [Sizes(8, 256, 0.25), Sizes(64, 128, 0.5)]
 
 
 def made(of: Sizes, place: Place) -> tuple[Step, Tensor]:
@@ -127,7 +127,6 @@ def test_training_step(case: Sizes, race: Callable[[Case], None], place: Place) 
     ]
     precision = "autocast bfloat16" if step.half else "float32"
     name = f"training_step AM + KP, ResNet-50 MSA {case} {precision}"
-    note = "" if place.cuda else "memory is counted on a GPU only"
     race(
         Case(
             name,
@@ -135,7 +134,6 @@ def test_training_step(case: Sizes, race: Callable[[Case], None], place: Place) 
             lambda x: step.take(step.mined, x),
             peers,
             sticks,
-            note=note,
             images=case.images,
             memory=True,
         )

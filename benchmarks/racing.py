@@ -58,7 +58,7 @@ class Case:
     """A race to run. ``inputs`` are tensors; ours, peers and yardsticks are called with them.
 
     ``work`` None: no floor. ``images``: how many a call takes, to report a rate, too. ``memory``:
-    report the peak of device memory. ``wall``: time host and device together, by the wall clock.
+    report the peak of memory held by tensors. ``wall``: time host and device together, by the wall clock.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Timing:
 class Outcome:
     """One case, raced. ``graphs``: the same work replayed from a CUDA graph, for those that can.
 
-    ``floor`` in seconds, None without stated work; ``peak_bytes`` of device memory, where asked.
+    ``floor`` in seconds, None without stated work; ``peak_bytes`` of tensors, where asked.
     """
 
     case: str
@@ -203,11 +203,9 @@ def _in_turn(runs: Sequence[Run]) -> Run:
 
 
 def _peaks(runners: dict[str, list[Run]], timer: Timer) -> dict[str, int]:
-    peaks = {name: timer.peak_bytes(runs[0]) for name, runs in runners.items()}
     return {
-        name.removeprefix("peer ").removeprefix("beside "): peak
-        for name, peak in peaks.items()
-        if peak is not None
+        name.removeprefix("peer ").removeprefix("beside "): timer.peak_bytes(runs[0])
+        for name, runs in runners.items()
     }
 
 

@@ -7,6 +7,7 @@ events include what the processor needs to launch them, replays of a graph do no
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -27,8 +28,8 @@ class Timer(Protocol):
     def captured(self, runs: Sequence[Run]) -> Run | None:
         """One function that does all of ``runs`` without launching them, or None where none can."""
 
-    def peak_bytes(self, run: Run) -> int | None:
-        """The most device memory that a call holds above what lay there, or None if not counted."""
+    def peak_bytes(self, run: Run) -> int:
+        """The most memory of tensors on the device that a call holds above what lay there."""
 
 
 class CpuTimer:
@@ -47,8 +48,15 @@ class CpuTimer:
     def captured(self, runs: Sequence[Run]) -> None:
         return None
 
-    def peak_bytes(self, run: Run) -> None:
-        return None
+    def peak_bytes(self, run: Run) -> int:
+        run()  # what is made once (an optimizer's state) is not the call's
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
+            run()
+        events = profiled.profiler.kineto_results.events()
+        steps = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        held = itertools.accumulate(size for _, size in sorted(steps, key=lambda step: step[0]))
+        return max(held, default=0)
 
     def _time(self, run: Run) -> float:
         self._settle()

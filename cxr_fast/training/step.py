@@ -117,6 +117,14 @@ def mining_step(
     if settings.variant == "kp" and anchor is None:
         raise ValueError("variant 'kp' needs the anchor; pass the starting network, or 'kp-vanilla'")
     checks.require_equal_shape("labels", labels.shape, "images and head", (count, head.out_features))
+    before: dict[str, Tensor] | None = None
+    if settings.variant == "kp" and anchor is not None and erased < count:
+        # Ahead of the network in training: its activations are not held yet, and of the anchor's
+        # nothing stays but the pooled layers.
+        with torch.no_grad():
+            outputs = anchor(images[erased:])
+            before = {name: pooled(v) for name, v in outputs.items() if name in settings.preserved}
+            del outputs
     named = current(images)
     if settings.features not in named:
         raise ValueError(
@@ -135,15 +143,13 @@ def mining_step(
         rest = head(kept.to(head.weight.dtype)).to(logits.dtype)
         rest_loss = classification_loss(rest, labels[erased:])
         classification = (erased * classification + (count - erased) * rest_loss) / count
-        if settings.variant == "kp" and anchor is not None:
+        if before is not None:
             # Pooled first: the gradient of a slice of [N, D] is small, that of a slice of maps is not.
             after = {
                 name: kept if name == settings.features else pooled(named[name])[erased:]
                 for name in settings.preserved
                 if name in named
             }
-            with torch.no_grad():
-                before = anchor(images[erased:])
             preservation = knowledge_preservation(after, before, settings.preserved)
     total = classification + settings.preservation * preservation
     return MiningLoss(total, classification, preservation, erased_at)
