@@ -58,7 +58,7 @@ class Case:
     """A race to run. ``inputs`` are tensors; ours, peers and yardsticks are called with them.
 
     ``work`` None: no floor. ``images``: how many a call takes, to report a rate, too. ``memory``:
-    report the peak of memory held by tensors. ``wall``: time host and device together, by the wall clock.
+    report the peak of memory that tensors hold. ``wall``: time host and device together.
     """
 
     name: str

@@ -93,7 +93,7 @@ class Miner:
             s.max_overlap,
             s.upsample,
         )
-        return Mined(result.logits[..., 0].sigmoid(), result)
+        return Mined(self.model.logits(cam).sigmoid(), result)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""

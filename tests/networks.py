@@ -13,6 +13,14 @@ ARCHITECTURES = [
     for msa in ("none", "bilinear", "deconv")
 ]
 
+# What is not in the paper; all of it at once, and what goes with aggregation.
+VARIANTS = [
+    Architecture(
+        "resnet18", "none", 0.125, depth=3, last_stride=1, neck=16, bilateral=True, pooling="lse"
+    ),
+    Architecture("resnet18", "bilinear", 0.125, last_stride=1, bilateral=True, pooling="lse"),
+]
+
 
 def trained(architecture: Architecture, classes: int = 5, seed: int = 0) -> Classifier:
     """A classifier whose normalisations are far from the identity, as after training."""

@@ -99,7 +99,7 @@ def test_file_says_what_it_is(path: Path, model: Classifier) -> None:
     header = header_of(path)
     ours = json.loads(header.pop("__metadata__")["cxr_fast"])
     assert ours["format"] == "cxr_fast.classifier"
-    assert ours["version"] == 1
+    assert ours["version"] == 2
     assert ours["card"] == {
         "architecture": {
             "backbone": "resnet18",
@@ -287,8 +287,8 @@ def test_damaged_json(path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "is of version 2: a newer cxr_fast wrote it. Upgrade"),
-        ({"version": 0}, "version 1 to 1, but says 'cxr_fast.classifier', version 0"),
+        ({"version": 3}, "is of version 3: a newer cxr_fast wrote it. Upgrade"),
+        ({"version": 0}, "version 1 to 2, but says 'cxr_fast.classifier', version 0"),
         ({"version": "1"}, "but says 'cxr_fast.classifier', version '1'"),
         ({"format": "cxr_fast.other"}, "must be of the format 'cxr_fast.classifier'.*'cxr_fast.o"),
         ({"card": None}, "the model card must be a JSON object"),

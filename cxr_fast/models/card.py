@@ -15,6 +15,7 @@ from cxr_fast.config import MiningSettings, Mode
 
 Backbone = Literal["resnet18", "resnet34", "resnet50"]
 Aggregation = Literal["none", "bilinear", "deconv"]
+Pooling = Literal["gap", "lse"]
 
 # Not a property of the method: a bound that keeps a damaged file from asking for terabytes.
 _WIDEST = 4.0
@@ -53,6 +54,12 @@ _ARCHITECTURE_RULES: _Rules = {
         lambda v: _is_number(v) and 0 < v <= _WIDEST,
     ),
     "in_channels": ("1 or 3", lambda v: _is_integer(v, 1, 3) and v != 2),
+    "depth": ("3 or 4 (stages of the backbone)", lambda v: _is_integer(v, 3, 4)),
+    "last_stride": ("1 or 2", lambda v: _is_integer(v, 1, 2)),
+    "neck": ("an integer from 0 (none) to 4096", lambda v: _is_integer(v, 0, 4096)),
+    "bilateral": ("true or false", lambda v: isinstance(v, bool)),
+    "pooling": _one_of(get_args(Pooling)),
+    "sharpness": ("a number above 0 and at most 100", lambda v: _is_number(v) and 0 < v <= 100),
 }
 
 _CARD_RULES: _Rules = {
@@ -112,15 +119,35 @@ class Architecture:
     ``msa``: multi-scale aggregation (Sec. 2.3 of the paper), its x2 upsampling bilinear or by a
     3x3 deconvolution. ``width`` multiplies every channel count, rounded to a multiple of 8, at
     least 8. ``in_channels`` is 1 or 3; a network of 3 also takes grey images, and repeats them.
+
+    What follows is not in the paper (docs/real.md says what it is good for). ``depth`` 3 leaves the
+    last stage of the backbone out, and ``last_stride`` 1 lets the last one keep its resolution: small
+    receptive fields on a fine map. ``neck`` channels, where above 0, come out of a 1x1 convolution,
+    normalisation and ReLU between backbone and classifier. A ``bilateral`` network sees each half of
+    the image on its own, the right one mirrored, so that neither lung is explained by the other.
+    ``pooling`` makes a logit of a CAM: its mean (``"gap"``, Eq. 2), or ``"lse"``, log-sum-exp with a
+    ``sharpness`` r (Pinheiro and Collobert, CVPR 2015, as Wang et al. 2017 use it):
+    log(mean(exp(r * cam))) / r.
     """
 
     backbone: Backbone = "resnet50"
     msa: Aggregation = "bilinear"
     width: float = 1.0
     in_channels: int = 3
+    depth: int = 4
+    last_stride: int = 2
+    neck: int = 0
+    bilateral: bool = False
+    pooling: Pooling = "gap"
+    sharpness: float = 4.0
 
     def __post_init__(self) -> None:
         _check("an architecture", self, _ARCHITECTURE_RULES)
+        if self.neck and self.msa != "none":
+            raise ValueError(
+                f"neck of an architecture must be 0 with multi-scale aggregation, but is {self.neck}; "
+                "the aggregation is linear, and the neck is not."
+            )
 
     def channels(self, published: int) -> int:
         """Scale a channel count of the published network (width 1) to this one's width."""

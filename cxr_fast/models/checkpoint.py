@@ -28,7 +28,7 @@ from cxr_fast.models.card import ModelCard, card_from_json, card_to_json
 from cxr_fast.models.msa import Classifier, build
 
 FORMAT = "cxr_fast.classifier"
-VERSION = 1
+VERSION = 2  # 2: architectures beyond the paper's
 _KEY = "cxr_fast"
 _STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cxr_fast.models.card import Architecture
 from cxr_fast.models.msa import Classifier, upsample_bilinear, upsample_deconv
+from cxr_fast.models.pooling import logits_of
 from cxr_fast.models.resnet import ResNet
 from cxr_fast.ops import cam
 
@@ -67,9 +68,14 @@ class FoldedClassifier(nn.Module):
         """The architecture of the classifier that was folded."""
         return self.trunk.architecture
 
+    def logits(self, cam: Tensor) -> Tensor:
+        """Logits [N, C] of the CAMs [N, C, H, W], nothing erased, by the architecture's pooling."""
+        architecture = self.architecture
+        return logits_of(cam, self.bias, architecture.pooling, architecture.sharpness)[..., 0]
+
     @property
     def bias(self) -> Tensor:
-        """[C] float32. Logits of step 1 = ``cam.mean((2, 3)) + bias``."""
+        """[C] float32, of the classifier."""
         return self.weights.bias
 
     def taps(self, images: Tensor) -> tuple[Tensor, Tensor]:

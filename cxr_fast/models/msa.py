@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cxr_fast.models.card import Architecture, ModelCard
+from cxr_fast.models.pooling import logits_of
 from cxr_fast.models.resnet import ResNet, initialise
+from cxr_fast.ops import cam
 
 
 def upsample_bilinear(x_k: Tensor, size: tuple[int, int]) -> Tensor:
@@ -99,11 +101,12 @@ class Classifier(ResNet):
         """Collect what knowledge preservation (Eq. 4) may compare, in one forward pass.
 
         ``bottleneck3`` and ``bottleneck4``, the outputs of layer3 and layer4 [N, D, H, W] (also
-        where the blocks are no bottlenecks), ``msa`` [N, D, H, W] if the network has it, and
-        ``logits`` [N, C]. Errors: ``stages``.
+        where the blocks are no bottlenecks; one less each for a network of depth 3, and X_k behind its
+        neck), ``msa`` [N, D, H, W] if the network has it, and ``logits`` [N, C]. Errors: ``stages``.
         """
         x_k, x_k_minus_1 = self.stages(images)
-        layers = {"bottleneck3": x_k_minus_1, "bottleneck4": x_k}
+        depth = self.architecture.depth
+        layers = {f"bottleneck{depth - 1}": x_k_minus_1, f"bottleneck{depth}": x_k}
         features = x_k
         if self.msa is not None:
             features = layers["msa"] = self.msa(x_k, x_k_minus_1)
@@ -118,7 +121,10 @@ class Classifier(ResNet):
         return self._classify(self.features(images))
 
     def _classify(self, features: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(features.mean((2, 3))))
+        pooling, sharpness = self.architecture.pooling, self.architecture.sharpness
+        if pooling == "gap":  # the product with W after the mean, not before
+            return cast(Tensor, self.fc(features.mean((2, 3))))
+        return logits_of(cam(features, self.fc.weight), self.fc.bias, pooling, sharpness)[..., 0]
 
 
 def build(
@@ -130,8 +136,9 @@ def build(
     """Make a new classifier of that architecture, with random weights.
 
     ``num_classes`` may be left out where a model card names the classes. ``imagenet`` is a file
-    with the state_dict of torchvision's ResNet of the same depth (``.pth`` or ``.safetensors``,
-    told by content): it initialises everything but the classifier. Its first convolution is summed
+    with the state_dict of torchvision's ResNet of the same depth, or a checkpoint of this package
+    with the same backbone (``.pth`` or ``.safetensors``, told by content): it initialises everything
+    but aggregation, neck and classifier. Its first convolution is summed
     over the colours for a network with one channel, which gives a grey image the same response.
     ValueError where the numbers of classes or the weights do not fit.
     """
@@ -158,7 +165,7 @@ def _load_imagenet(model: Classifier, path: Path) -> None:
     own = {
         name: value
         for name, value in model.state_dict().items()
-        if not name.startswith(("fc.", "msa."))
+        if not name.startswith(("fc.", "msa.", "neck."))
     }
     if model.architecture.in_channels == 1 and "conv1.weight" in weights:
         weights["conv1.weight"] = weights["conv1.weight"].sum(1, keepdim=True)

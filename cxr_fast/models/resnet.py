@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,12 +76,14 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(wide(64))
         into = wide(64)
         outputs = []
-        for stage, count in enumerate(blocks):
+        for stage, count in enumerate(blocks[: architecture.depth]):
             inner = wide(64 * 2**stage)
             outer = wide(256 * 2**stage) if has_bottlenecks else inner
             layer = nn.Sequential()
             for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
+                last = stage == architecture.depth - 1
+                strided = stage > 0 and block == 0 and not (last and architecture.last_stride == 1)
+                stride = 2 if strided else 1
                 if has_bottlenecks:
                     layer.append(_Block([into, inner, inner, outer], [1, 3, 1], stride))
                 else:
@@ -88,21 +91,41 @@ class ResNet(nn.Module):
                 into = outer
             self.add_module(f"layer{stage + 1}", layer)
             outputs.append(outer)
-        self.penultimate_channels, self.last_channels = outputs[2:]
+        self.penultimate_channels, self.last_channels = outputs[-2:]
+        self.neck: nn.Sequential | None = None
+        if architecture.neck:
+            self.neck = nn.Sequential(
+                nn.Conv2d(self.last_channels, architecture.neck, 1, bias=False),
+                nn.BatchNorm2d(architecture.neck),
+                nn.ReLU(inplace=True),
+            )
+            self.last_channels = architecture.neck
         initialise(self)
 
     def stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [N, 1 or 3, S, S] -> (X_k, X_{k-1}): the outputs of layer4 and layer3.
+        """Images [N, 1 or 3, S, S] -> (X_k, X_{k-1}): the outputs of the last stage and the one before.
 
-        [N, D_k, h, w] and [N, D_{k-1}, H, W], at 1/32 and 1/16 of the images' size, rounded up, so
-        h = ceil(H / 2). Grey images are repeated for a network of three channels. ValueError for
-        another shape, TypeError for pixels that are not floating point.
+        [N, D_k, h, w] and [N, D_{k-1}, H, W], at 1/32 and 1/16 of the images' size for the published
+        network, rounded up, so h = ceil(H / 2). Grey images are repeated for a network of three
+        channels. ValueError for another shape, TypeError for pixels that are not floating point.
         """
-        x = F.relu(self.bn1(self.conv1(self._checked(images))), inplace=True)
+        images = self._checked(images)
+        if not self.architecture.bilateral:
+            return self._stages(images)
+        # Both halves as one batch; with an odd width they share the middle column.
+        half = (images.shape[3] + 1) // 2
+        halves = torch.cat((images[..., :half], images[..., -half:].flip(3)))
+        x_k, x_k_minus_1 = self._stages(halves)
+        return _joined(x_k), _joined(x_k_minus_1)
+
+    def _stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
-        for stage in (1, 2, 3):
+        depth = self.architecture.depth
+        for stage in range(1, depth):
             x = self.get_submodule(f"layer{stage}")(x)
-        return cast(Tensor, self.get_submodule("layer4")(x)), x
+        last = cast(Tensor, self.get_submodule(f"layer{depth}")(x))
+        return last if self.neck is None else cast(Tensor, self.neck(last)), x
 
     def _checked(self, images: Tensor) -> Tensor:
         wanted = self.architecture.in_channels
@@ -119,6 +142,12 @@ class ResNet(nn.Module):
                 "[0, 1] and normalise them with the mean and std of the model card first."
             )
         return images.expand(-1, wanted, -1, -1)
+
+
+def _joined(halves: Tensor) -> Tensor:
+    """Maps [2N, D, H, W] of left halves and mirrored right halves -> [N, D, H, 2W]."""
+    left, right = halves.chunk(2)
+    return torch.cat((left, right.flip(3)), 3)
 
 
 def initialise(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from cxr_fast.models.card import Aggregation
 from cxr_fast.training.loop import Data, Report, Trained, open_fabric, train
 from cxr_fast.training.objectives import ClassificationObjective, MiningObjective
 from cxr_fast.training.settings import TrainingSettings
+from cxr_fast.training.step import MiningStepSettings
 
 # Makes a reporter for the part of a stage that is named.
 Reporter = Callable[[str], Report]
@@ -104,15 +105,7 @@ def _mine(
     """The stage ``mining``, in one training or in one a step."""
     anchor, card = load_checkpoint(start)
     origin = model_digest(start)
-    preserved = settings.mining.preserved
-    if (
-        anchor.msa is None
-    ):  # the features are X_k then, and there is no layer of aggregation to preserve
-        preserved = tuple(name for name in preserved if name != "msa")
-        features = "bottleneck4"
-    else:
-        features = settings.mining.features
-    mining = replace(settings.mining, preserved=preserved, features=features)
+    mining = _fitted(settings.mining, anchor)
     if settings.schedule == "joint":
         model, _ = load_checkpoint(start)
         objective = MiningObjective(model, anchor, mining)
@@ -142,6 +135,22 @@ def _mine(
         networks.append(trained.last)
         histories.append(trained.history)
     return StageResult(trained.best, trained.last, tuple(networks), tuple(histories))
+
+
+def _fitted(mining: MiningStepSettings, model: Classifier) -> MiningStepSettings:
+    """The settings for a network that is not the published one: its layers' names, its pooling."""
+    architecture = model.architecture
+    # The last two bottlenecks, wherever the network ends; no aggregation where it has none.
+    names = {"bottleneck3": f"bottleneck{architecture.depth - 1}"}
+    names["bottleneck4"] = last = f"bottleneck{architecture.depth}"
+    preserved = (names.get(n, n) for n in mining.preserved if n != "msa" or model.msa is not None)
+    return replace(
+        mining,
+        preserved=tuple(preserved),
+        features=mining.features if model.msa is not None else last,
+        pooling=architecture.pooling,
+        sharpness=architecture.sharpness,
+    )
 
 
 def _one(

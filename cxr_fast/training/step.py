@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cxr_fast import checks, ops
 from cxr_fast.losses import PRESERVED_LAYERS, classification_loss, knowledge_preservation, pooled
+from cxr_fast.models.card import Pooling
+from cxr_fast.models.pooling import logits_of
 
 # Images [N, ...] -> name of a layer -> its output, [N, D, H, W] or pooled [N, D].
 Layers = Callable[[Tensor], Mapping[str, Tensor]]
@@ -25,7 +27,8 @@ class MiningStepSettings:
     start on the others, ``"kp-vanilla"`` erases as many and leaves L_KP out, ``"none"`` erases all.
     ``steps`` (T), ``cam_threshold`` and ``connectivity`` as in ``ops.mine_attention``.
     ``preservation`` is lambda of Eq. 6, ``preserved`` K of Eq. 5. ``features`` names the layer
-    that the linear head reads. ValueError for a value out of range.
+    that the linear head reads, ``pooling`` and ``sharpness`` how CAMs become logits, as in
+    ``models.Architecture``. ValueError for a value out of range.
     """
 
     variant: Variant = "kp"
@@ -36,12 +39,15 @@ class MiningStepSettings:
     preservation: float = 0.5
     preserved: tuple[str, ...] = PRESERVED_LAYERS
     features: str = "msa"
+    pooling: Pooling = "gap"
+    sharpness: float = 4.0
 
     def __post_init__(self) -> None:
         checks.require_choice("variant", self.variant, ("kp", "kp-vanilla", "none"))
         checks.require_steps(self.steps)
         checks.require_threshold("cam_threshold", self.cam_threshold)
         checks.require_connectivity(self.connectivity)
+        checks.require_choice("pooling", self.pooling, ("gap", "lse"))
         if not 0 < self.erased_share < 1 or self.preservation < 0:
             raise ValueError(
                 "erased_share must be above 0 and below 1, and preservation at least 0, but are "
@@ -140,7 +146,7 @@ def mining_step(
     preservation = torch.zeros_like(classification)
     if erased < count:
         kept = pooled(to_keep)
-        rest = head(kept.to(head.weight.dtype)).to(logits.dtype)
+        rest = _logits(to_keep, kept, head, settings).to(logits.dtype)
         rest_loss = classification_loss(rest, labels[erased:])
         classification = (erased * classification + (count - erased) * rest_loss) / count
         if before is not None:
@@ -164,7 +170,16 @@ def _erased_logits(
         mined = ops.mine_attention(cam, settings.steps, settings.cam_threshold, settings.connectivity)
         erased_at = mined.erased_at
     checks.require_equal_shape("erased_at", erased_at.shape, "the CAMs", cam.shape)
-    logits = ops.masked_gap(cam, erased_at, settings.steps)
-    if head.bias is not None:
-        logits = logits + head.bias.to(logits.dtype)[:, None]
+    logits = logits_of(cam, head.bias, settings.pooling, settings.sharpness, erased_at, settings.steps)
     return logits, erased_at
+
+
+def _logits(
+    features: Tensor, features_pooled: Tensor, head: nn.Linear, settings: MiningStepSettings
+) -> Tensor:
+    """[n, D, H, W] -> logits [n, C], nothing erased."""
+    if settings.pooling == "gap":  # no CAM is needed: W times the mean is the mean of the CAM
+        logits: Tensor = head(features_pooled.to(head.weight.dtype))
+        return logits
+    cam = ops.cam(features, head.weight)
+    return logits_of(cam, head.bias, settings.pooling, settings.sharpness)[..., 0]
