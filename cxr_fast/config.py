@@ -29,7 +29,7 @@ CHESTXRAY14_FINDINGS = (
 )
 
 Mode = Literal["normalized", "raw"]
-Select = Literal["components", "peak"]
+Select = Literal["components", "peak", "regions"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class MiningSettings:
     """How a CAM becomes boxes: the arguments of ``ops.attention_mining``, in one value.
 
     ``cam_threshold`` cuts each step's foreground (Sec. 3.2 of the paper, 0.5); ``thresholds`` cut
-    the aggregated heatmap into boxes.
+    the aggregated heatmap into boxes, as ``select`` says (``ops.heatmap_boxes``). With
+    ``select="regions"``, which is not in the paper, there is a box a step: around what it erased of the
+    CAM, enlarged ``upsample`` times; ``thresholds``, ``max_boxes`` and ``max_overlap`` are not used.
     """
 
     steps: int = 3

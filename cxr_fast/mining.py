@@ -79,6 +79,8 @@ class Miner:
         """Mine images [N, S, S] float32 in [0, 1]; ``image_sizes`` [N, 2] height and width."""
         cam = self.model(self.prepare(images))
         s = self.settings
+        if s.select == "regions":
+            return Mined(self.model.logits(cam).sigmoid(), mine_regions(cam, s, image_sizes))
         result = ops.mine_cam(
             cam.contiguous(),
             self.model.bias,
@@ -100,6 +102,50 @@ class Miner:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.card.mean, self.card.std))
         normalised = (images[:, None] - mean) / std
         return normalised.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def mine_regions(cam: Tensor, settings: MiningSettings, image_sizes: Tensor) -> ops.MiningResult:
+    """Mine cam [N, C, H, W] with a box around what each step erases: ``select="regions"``.
+
+    Maps are enlarged first, so the result's are [N, C, H * upsample, W * upsample]. A step that erases
+    nothing has no box. Scores fall from 1: the peak of what a step saw over that of the first, both
+    above the first step's lowest value. ``image_sizes`` [N, 2] height and width.
+    """
+    enlarged = cam.float()
+    if settings.upsample > 1:
+        enlarged = torch.nn.functional.interpolate(
+            enlarged, scale_factor=settings.upsample, mode="bilinear", align_corners=False
+        )
+    enlarged = enlarged.contiguous()
+    mined = ops.mine_attention(enlarged, settings.steps, settings.cam_threshold, settings.connectivity)
+    heatmap = ops.aggregate_heatmap(enlarged, mined, settings.mode)
+    logits = ops.masked_gap(enlarged, mined.erased_at, settings.steps)
+    return ops.MiningResult(logits, enlarged, mined, heatmap, _region_boxes(mined, image_sizes))
+
+
+def _region_boxes(mined: ops.MinedAttention, image_sizes: Tensor) -> ops.HeatmapBoxes:
+    height, width = mined.erased_at.shape[2:]
+    low, high = mined.extent[..., 0], mined.extent[..., 1]
+    steps = high.shape[2]
+    boxes, exists = [], []
+    for step in range(1, steps + 1):
+        region = mined.erased_at == step
+        rows, columns = region.any(3), region.any(2)
+        edges = [
+            columns.int().argmax(2),
+            rows.int().argmax(2),
+            width - columns.flip(2).int().argmax(2),
+            height - rows.flip(2).int().argmax(2),
+        ]
+        exists.append(rows.any(2))
+        boxes.append(torch.stack(edges, -1) * exists[-1][..., None])
+    found = torch.stack(exists, 2)
+    sizes = image_sizes.to(high.device, torch.float64).expand(len(high), 2)
+    scale = torch.stack([sizes[:, 1] / width, sizes[:, 0] / height], 1).repeat(1, 2)[:, None, None]
+    first = (high[..., :1] - low[..., :1]).clamp(min=torch.finfo(torch.float32).tiny)
+    scores = torch.where(found, (high - low[..., :1]) / first, 0.0)
+    counts = found.sum(2, dtype=torch.int32)
+    return ops.HeatmapBoxes((torch.stack(boxes, 2) * scale).float(), scores.float(), counts)
 
 
 def load_miner(

@@ -1,4 +1,4 @@
-"""Architectures beyond the paper's: log-sum-exp pooling, halves of the image on their own, fine maps."""
+"""Architectures beyond the paper: log-sum-exp pooling, halves of the image alone, fine maps."""
 
 from __future__ import annotations
 

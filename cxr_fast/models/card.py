@@ -102,7 +102,8 @@ def _check_mining(settings: MiningSettings) -> None:
         checks.require_choice("mode", settings.mode, get_args(Mode))
         checks.require_box_arguments(
             settings.thresholds,
-            settings.select,
+            # Not the operator's: see mining.mine_regions.
+            "components" if settings.select == "regions" else settings.select,
             settings.max_boxes,
             settings.max_overlap,
             settings.upsample,

@@ -27,8 +27,7 @@ from cxr_fast.reproduce.judging import (
     Detections,
     Truth,
     class_activation_maps,
-    detect,
-    mine_heatmaps,
+    localise,
 )
 from cxr_fast.reproduce.laboratory import Laboratory, Training
 from cxr_fast.training import predict
@@ -90,7 +89,7 @@ class Judge:
         if not path.exists():
             judged = self._judge(cell)
             if self.fabric.is_global_zero:
-                _write(path, judged, told | {"training": cell.training.identity()})
+                write_cell(path, judged, told | {"training": cell.training.identity()})
             self.fabric.barrier()
         return read_cell(path)
 
@@ -106,9 +105,9 @@ class Judge:
 
     def _judge(self, cell: Cell) -> Judged:
         images, truth = self.judged(cell.training.input_size), self.truth
-        heatmap = mine_heatmaps(self.cams(cell), cell.rule).heatmap
-        detections = detect(heatmap, np.asarray(images.labels), truth.sizes, cell.rule)
-        image, cls = np.nonzero(np.asarray(images.labels) > 0)
+        labels = np.asarray(images.labels)
+        heatmap, detections = localise(self.cams(cell), labels, truth.sizes, cell.rule)
+        image, cls = np.nonzero(labels > 0)
         maps, sizes = heatmap.numpy()[image, cls], truth.sizes[image]
         findings = self.laboratory.class_names
         pointing = metrics.pointing_game(
@@ -133,7 +132,8 @@ class Judge:
         return self._auroc[key]
 
 
-def _write(path: Path, judged: Judged, told: dict[str, Any]) -> None:
+def write_cell(path: Path, judged: Judged, told: dict[str, Any]) -> None:
+    """Write the file of a cell, whole or not at all; ``told`` is what decided it."""
     found = judged.detections
     columns = [found.images, found.ranks, found.classes, *found.boxes.T]
     table = pa.table(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cxr_fast import ops
 from cxr_fast.config import MiningSettings
+from cxr_fast.mining import mine_regions
 from cxr_fast.models import fold, load_checkpoint
 from cxr_fast.training.batches import Labelled, normalised
 
@@ -82,6 +83,19 @@ def mine_heatmaps(cams: Tensor, settings: MiningSettings) -> Heatmaps:
     return Heatmaps(ops.aggregate_heatmap(cams, mined, s.mode), mined)
 
 
+def localise(
+    cams: Tensor, labels: NDArray[np.float32], sizes: NDArray[np.float64], rule: MiningSettings
+) -> tuple[Tensor, Detections]:
+    """Heatmaps [N, C, H, W] and boxes of CAMs [1 or T, N, C, H, W], by any rule."""
+    if rule.select != "regions":
+        heatmap = mine_heatmaps(cams, rule).heatmap
+        return heatmap, detect(heatmap, labels, sizes, rule)
+    if len(cams) > 1:
+        raise ValueError("select='regions' takes the CAMs of one network, but got one for each step")
+    result = mine_regions(cams[0], rule, torch.from_numpy(sizes))
+    return result.heatmap, _detections(result.found, labels)
+
+
 def detect(
     heatmap: Tensor, labels: NDArray[np.float32], sizes: NDArray[np.float64], settings: MiningSettings
 ) -> Detections:
@@ -96,6 +110,10 @@ def detect(
         settings.upsample,
         settings.connectivity,
     )
+    return _detections(found, labels)
+
+
+def _detections(found: ops.HeatmapBoxes, labels: NDArray[np.float32]) -> Detections:
     counts = found.counts.numpy() * (labels > 0)
     n, c, k = np.nonzero(np.arange(found.boxes.shape[2]) < counts[..., None])
     return Detections(n, k + 1, c, found.boxes.numpy()[n, c, k])

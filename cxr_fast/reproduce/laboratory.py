@@ -15,6 +15,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from cxr_fast.mining import model_digest
 from cxr_fast.models import Architecture, ModelCard
 from cxr_fast.models.card import Aggregation, card_to_json
 from cxr_fast.training import Data, StageResult, TrainingSettings, train_base, train_from
@@ -25,21 +26,26 @@ from cxr_fast.training.state import digest
 
 @dataclass(frozen=True)
 class Training:
-    """A training to be done: its settings, and the training that it starts from (None: nothing)."""
+    """A training to be done: its settings, and the training that it starts from (None: nothing).
+
+    ``weights`` is a file that the backbone of a first training begins with.
+    """
 
     settings: TrainingSettings
     input_size: int
     start: Training | None = None
     aggregation: Aggregation = "none"
+    weights: Path | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that it depends on but the data, as JSON values."""
-        return {
+        told: dict[str, Any] = {
             "settings": to_json(self.settings),
             "input_size": self.input_size,
             "aggregation": self.aggregation,
             "start": self.start and self.start.identity(),
         }
+        return told if self.weights is None else told | {"weights": model_digest(self.weights)}
 
 
 @dataclass
@@ -88,7 +94,15 @@ class Laboratory:
         if training.start is None:
             architecture = replace(self.architecture, msa=training.aggregation)
             card = replace(self._card(training), architecture=architecture)
-            return train_base(data, card, settings, out, fabric=self.fabric, reporter=reporter)
+            return train_base(
+                data,
+                card,
+                settings,
+                out,
+                imagenet=training.weights,
+                fabric=self.fabric,
+                reporter=reporter,
+            )
         # The best epoch classifies best; mining ends where it was told to end.
         before = self.networks(training.start)
         start = before.last if training.start.settings.stage == "mining" else before.best

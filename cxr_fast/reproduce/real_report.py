@@ -1,0 +1,174 @@
+"""The report of ``cxr-fast reproduce siim``: every network and family of rules, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_fast import metrics
+from cxr_fast.files import write_whole
+from cxr_fast.reproduce import siim
+from cxr_fast.reproduce.cells import Judged
+from cxr_fast.reproduce.judging import Truth
+from cxr_fast.reproduce.real import IOU, MINED, NETWORKS, Study, judge, yardsticks
+from cxr_fast.training import open_fabric
+from cxr_fast.training.stages import Reporter
+
+_RESAMPLES = 2000
+_PLAIN = "t = 1"
+
+
+def open_study(
+    folder: Path,
+    kermany: Path,
+    out: Path,
+    runs: Path,
+    threads: int,
+    reporter: Callable[[str], Reporter] | None = None,
+) -> Study:
+    """Read both data sets; see ``siim`` for their layout and errors."""
+    from PIL import Image
+
+    archive = siim.read_siim(folder)
+    sizes = np.zeros((len(archive.names), 2))
+    for row, name in enumerate(archive.names):
+        with Image.open(folder / "images" / name) as image:
+            sizes[row] = image.height, image.width
+    truth = siim.read_siim_boxes(folder, archive, sizes)
+    parts = siim.divide(archive)
+    fabric = open_fabric("float32")
+    return Study(
+        archive, siim.read_kermany(kermany), parts, truth, out, runs, threads, fabric, reporter
+    )
+
+
+def reproduce_siim(
+    study: Study, names: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train and judge the networks, and write ``out/siim.json`` and ``out/siim.md``."""
+    cells: dict[str, list[dict[str, Judged]]] = {}
+    for seed in seeds:
+        for name in names:
+            say(f"siim, seed {seed}: {name}")
+            cells.setdefault(name, []).append(judge(study, name, seed))
+    made = summarise(study, cells, seeds)
+    write_whole(study.out / "siim.json", (json.dumps(made, indent=1) + "\n").encode())
+    write_whole(study.out / "siim.md", markdown(made).encode())
+    return made
+
+
+def network_names(asked: Sequence[str]) -> tuple[str, ...]:
+    """The networks that are asked for, all where none is. ValueError for a name that is none."""
+    known = (*NETWORKS, *MINED)
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"--network must be one of {'; '.join(known)}, but is {name!r}")
+    return tuple(asked) or known
+
+
+def summarise(
+    study: Study, cells: Mapping[str, Sequence[Mapping[str, Judged]]], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """All figures as JSON values."""
+    shown, truth = study.half(study.parts.report)
+    patients = np.unique(study.archive.patients[shown], return_inverse=True)[1]
+    rows = []
+    for name, runs in cells.items():
+        for family in runs[0]:
+            own = [run[family] for run in runs]
+            row: dict[str, Any] = {"network": name, "rule": family}
+            row |= _measured(own, truth, patients)
+            row["minus"] = _differences(own, [run[_PLAIN] for run in runs], truth, patients)
+            rows.append(row)
+    return {
+        "seeds": list(seeds),
+        "images": len(shown),
+        "boxes": len(truth.boxes),
+        "iou_thresholds": list(IOU),
+        "yardsticks": yardsticks(study),
+        "rows": rows,
+    }
+
+
+def _measured(runs: Sequence[Judged], truth: Truth, patients: np.ndarray) -> dict[str, Any]:
+    """Acc and AFP [S][K], the interval of Acc [K][2] averaged over seeds, maps' measures [S]."""
+    acc, afp, ends = [], [], []
+    for run in runs:
+        found = run.detections
+        table = metrics.localization_table(
+            found.images, found.ranks, found.classes, found.boxes,
+            truth.images, truth.classes, truth.boxes,
+            findings=("opacity",), overlap_thresholds=IOU,
+        )  # fmt: skip
+        acc.append([row.result.acc for row in table])
+        afp.append([row.result.afp for row in table])
+        intervals = metrics.localization_intervals(
+            found.images, found.ranks, found.classes, found.boxes,
+            truth.images, truth.classes, truth.boxes,
+            findings=("opacity",), overlap_thresholds=IOU, clusters=patients, resamples=_RESAMPLES,
+        )  # fmt: skip
+        ends.append(intervals.acc[0])
+    measured: dict[str, Any] = {"acc": acc, "afp": afp, "interval": np.mean(ends, 0).tolist()}
+    for name in ("auroc", "pointing", "pixel_auc"):
+        measured[name] = [float(getattr(run, name)[0]) for run in runs]
+    return measured
+
+
+def _differences(
+    first: Sequence[Judged], second: Sequence[Judged], truth: Truth, patients: np.ndarray
+) -> list[list[float]]:
+    """Acc of the first minus Acc of the second at each T(IoU), with its paired interval."""
+    own = patients[np.unique(truth.images)]
+    made = []
+    for threshold in IOU:
+        ours, theirs = ([_counts(run, truth, threshold) for run in side] for side in (first, second))
+        made.append(list(metrics.acc_difference(ours, theirs, clusters=own, resamples=_RESAMPLES)))
+    return made
+
+
+def _counts(run: Judged, truth: Truth, threshold: float) -> metrics.ImageCounts:
+    found = run.detections
+    return metrics.image_counts(
+        found.images, found.ranks, found.boxes, truth.images, truth.boxes, overlap_threshold=threshold
+    )
+
+
+def markdown(made: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    iou, seeds = made["iou_thresholds"], len(made["seeds"])
+    floor = made["yardsticks"]["three random boxes of true sizes"]
+    heads = ["network", "rule", "AUROC", "pointing", "pixel AUC"]
+    heads += [f"Acc / AFP at T(IoU) {t:g}" for t in iou]
+    heads += [f"x floor at {iou[1]:g}", f"minus t = 1 at {iou[1]:g}"]
+    plural = "s" if seeds > 1 else ""
+    lines = [
+        f"{made['images']} images with {made['boxes']} boxes of patients that neither training nor "
+        f"tuning saw; mean of {seeds} seed{plural}; in brackets the 95% interval over patients; bold: it "
+        "excludes zero.",
+        "",
+        _line(heads),
+        _line(["---"] * len(heads)),
+    ]
+    for name, acc in made["yardsticks"].items():
+        lines.append(
+            _line(["", name, "", "", "", *(f"{a:.2f}" for a in acc), f"{acc[1] / floor[1]:.1f}", ""])
+        )
+    for row in made["rows"]:
+        acc, afp = np.mean(row["acc"], 0), np.mean(row["afp"], 0)
+        cells = [f"{np.mean(row[key]):.2f}" for key in ("auroc", "pointing", "pixel_auc")]
+        for k in range(len(iou)):
+            low, high = row["interval"][k]
+            cells.append(f"{acc[k]:.2f} ({low:.2f}..{high:.2f}) / {afp[k]:.2f}")
+        value, low, high = row["minus"][1]
+        text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
+        cells += [f"{acc[1] / floor[1]:.1f}", f"**{text}**" if low > 0 or high < 0 else text]
+        lines.append(_line([row["network"], row["rule"], *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
