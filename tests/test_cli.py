@@ -234,3 +234,17 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--debug", "evaluate", str(tmp_path), "--boxes", "none.csv"])
     assert result.exit_code != 0
     assert not isinstance(result.exception, SystemExit)
+
+
+def test_a_card_is_shown_and_changed(tmp_path: Path) -> None:
+    shown = json.loads(run("card", "demo").output)
+    assert shown["mining"]["steps"] == 2
+    out = tmp_path / "changed.safetensors"
+    changed = run("card", "demo", "--out", out, "--steps", 3, "--select", "regions", "--threshold", 0.4,
+                  "--note", "Changed.", "--half")  # fmt: skip
+    assert changed.exit_code == 0, changed.output
+    again = json.loads(run("card", out).output)
+    assert again == json.loads(changed.output)
+    assert again["mining"] == {**shown["mining"], "steps": 3, "select": "regions", "thresholds": [0.4]}
+    assert again["provenance"].endswith("Changed.")
+    assert "need --out FILE" in run("card", "demo", "--steps", 3).output

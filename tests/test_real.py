@@ -163,9 +163,9 @@ def test_bad_tables_are_named(
     for name in ("labels.csv", "boxes.csv"):
         text = (folders[0] / name).read_text()
         (tmp_path / name).write_text(text.replace(old, new, 1) if name == file else text)
+    sizes = np.full((64, 2), 64.0)
     with pytest.raises(ValueError, match=message):
-        archive = siim.read_siim(tmp_path)
-        siim.read_siim_boxes(tmp_path, archive, np.full((len(archive.names), 2), 64.0))
+        siim.read_siim_boxes(tmp_path, siim.read_siim(tmp_path), sizes)
 
 
 def test_the_real_tables(shared_data: Path) -> None:

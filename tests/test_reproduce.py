@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from PIL import Image
 from cxr_fast import ops, paper
 from cxr_fast.cli import main
 from cxr_fast.config import BOXED_FINDINGS, MiningSettings
+from cxr_fast.models import Architecture
 from cxr_fast.phantom import PhantomSettings, write_archive
 from cxr_fast.reproduce import figure, judging, laboratory, presets, rendering, summary, tables
 from cxr_fast.reproduce.cells import Cell, Judged, read_cell
 from cxr_fast.reproduce.judging import Detections, Truth
+from cxr_fast.training import TrainingSettings
+from cxr_fast.training.settings import to_json
 
 TINY = replace(
     presets.SMALL,
@@ -127,6 +130,19 @@ def test_keys_follow_everything_that_a_training_depends_on() -> None:
     assert training.identity() == tables.mined(TINY, 0, "kp", 3).identity()
     assert training.identity() != tables.mined(TINY, 1, "kp", 3).identity()
     json.dumps(training.identity())
+
+
+def test_a_setting_that_is_left_at_its_default_is_in_no_name() -> None:
+    """Results stand in the repository under these names: whoever changes a default raises _VERSION."""
+    assert laboratory.essentials(TrainingSettings()) == {}
+    rule = MiningSettings(steps=1, thresholds=(0.5,))
+    assert laboratory.essentials(rule) == {"steps": 1, "thresholds": [0.5]}
+    told = {"settings": to_json(TrainingSettings()), "rule": asdict(MiningSettings())}
+    told["network"] = asdict(Architecture())
+    pinned = Path(__file__).with_name("defaults.json")
+    for part, values in json.loads(pinned.read_text())[str(laboratory._VERSION)].items():
+        now = json.loads(json.dumps(told[part]))
+        assert values == {name: now[name] for name in values}, "a default changed"
 
 
 def test_networks_of_the_steps_that_agree_mine_like_one() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from cxr_fast.reproduce.judging import (
     class_activation_maps,
     localise,
 )
-from cxr_fast.reproduce.laboratory import Laboratory, Training
+from cxr_fast.reproduce.laboratory import Laboratory, Training, essentials
 from cxr_fast.training import predict
 from cxr_fast.training.batches import Labelled
 
@@ -82,7 +82,7 @@ class Judge:
         told = {
             "networks": self.laboratory.key(cell.training),
             "used": cell.networks,
-            "rule": asdict(cell.rule),
+            "rule": essentials(cell.rule),
         }
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         path = self.folder / f"{name}-{key}.parquet"

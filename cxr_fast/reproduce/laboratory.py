@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,30 @@ from lightning_fabric import Fabric
 
 from cxr_fast.mining import model_digest
 from cxr_fast.models import Architecture, ModelCard
-from cxr_fast.models.card import Aggregation, card_to_json
+from cxr_fast.models.card import Aggregation
 from cxr_fast.training import Data, StageResult, TrainingSettings, train_base, train_from
-from cxr_fast.training.settings import to_json
 from cxr_fast.training.stages import Reporter
 from cxr_fast.training.state import digest
+
+# Raised when the same settings begin to mean another training.
+_VERSION = 1
+
+
+def essentials(value: Any) -> Any:
+    """The fields of a settings value that are not at their defaults, as JSON values, nested.
+
+    So that a setting that is added later, and left at its default, changes no name. A default that is
+    changed must change names: raise ``_VERSION`` then.
+    """
+    if not is_dataclass(value):
+        return list(value) if isinstance(value, tuple) else value
+    told = {}
+    for entry in fields(value):
+        own = getattr(value, entry.name)
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if own != default:
+            told[entry.name] = essentials(own)
+    return told
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class Training:
     def identity(self) -> dict[str, Any]:
         """Everything that it depends on but the data, as JSON values."""
         told: dict[str, Any] = {
-            "settings": to_json(self.settings),
+            "settings": essentials(self.settings),
             "input_size": self.input_size,
             "aggregation": self.aggregation,
             "start": self.start and self.start.identity(),
@@ -77,7 +96,8 @@ class Laboratory:
         data = self.data(training.input_size)
         told = {
             "training": training.identity(),
-            "card": card_to_json(self._card(training)),
+            "version": _VERSION,
+            "card": essentials(self._card(training)),
             "data": {name: digest(part) for name, part in data._asdict().items()},
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -147,8 +147,8 @@ def markdown(made: Mapping[str, Any]) -> str:
     plural = "s" if seeds > 1 else ""
     lines = [
         f"{made['images']} images with {made['boxes']} boxes of patients that neither training nor "
-        f"tuning saw; mean of {seeds} seed{plural}; in brackets the 95% interval over patients; bold: it "
-        "excludes zero.",
+        f"tuning saw; mean of {seeds} seed{plural}; in brackets the 95% interval over patients; bold: "
+        "it excludes zero.",
         "",
         _line(heads),
         _line(["---"] * len(heads)),

@@ -153,7 +153,8 @@ def _quality_lines(summary: dict[str, Any]) -> list[str]:
     floors = [f"floor at T {t:g}" for t in iou]
     heads = ["method", "AUROC", "pointing game", "pixel AUC", *floors]
     lines = [
-        "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image.",
+        "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image. "
+        "AUROC is of the test list, mined images among them, whose labels mined networks have seen.",
         "",
         _line(heads),
         _line(["---"] * len(heads)),
@@ -162,6 +163,25 @@ def _quality_lines(summary: dict[str, Any]) -> list[str]:
         values = [np.nanmean(row[key]) for key in ("auroc", "pointing", "pixel_auc")]
         floor = np.nanmean(summary["floors"][row["name"]], 0)
         lines.append(_line([row["name"], *(f"{v:.2f}" for v in (*values, *floor))]))
+    return lines + _best_box_lines(summary)
+
+
+def _best_box_lines(summary: dict[str, Any]) -> list[str]:
+    """The best box of each image alone, which many boxes cannot help: its Acc and its floor."""
+    threshold, findings = summary["iou_thresholds"][0], summary["findings"]
+    heads = ["method", *(_SHORT.get(f, f) for f in findings)]
+    lines = [
+        "",
+        f"Acc at T(IoU) {threshold:g} of the best box of each image alone, and how many times that of "
+        "the same boxes at random places it is (first seed)",
+        "",
+        _line(heads),
+        _line(["---"] * len(heads)),
+    ]
+    for row in summary["rows"]:
+        best = summary["best_box"][row["name"]]
+        pairs = zip(np.array(best["acc"])[:, 0], np.array(best["floor"])[:, 0], strict=True)
+        lines.append(_line([row["name"], *(f"{acc:.2f}, x{acc / floor:.1f}" for acc, floor in pairs)]))
     return lines
 
 

@@ -1,8 +1,8 @@
 """Real X-rays: two public data sets, and who of their patients trains, tunes and reports.
 
-The data: SIIM-FISABIO-RSNA COVID-19 as a folder of images with ``labels.csv`` (image, patient,
-study_class, opacity, ambiguous) and ``boxes.csv`` (image, class, x, y, w, h in pixels of the images), and
-beside it Kermany's paediatric X-rays (``images``, ``labels.csv`` with pneumonia and type) to pre-train on.
+SIIM-FISABIO-RSNA COVID-19: ``images/``, ``labels.csv`` (image, patient, study_class, opacity,
+ambiguous) and ``boxes.csv`` (image, x, y, w, h in pixels of the images). Kermany's X-rays of children,
+to pre-train on: ``images/`` and ``labels.csv`` (image, patient, pneumonia, type).
 Boxes are read for tuning and judging, never for training.
 """
 
@@ -57,8 +57,8 @@ def read_siim(folder: Path) -> Archive:
             *SIIM_CLASSES[1:],
         ):
             raise ValueError(
-                f"{folder / 'labels.csv'}, line {line}: expected opacity 0 or 1 and a study_class out of "
-                f"negative, {', '.join(SIIM_CLASSES[1:])}, got {row['opacity']!r} and "
+                f"{folder / 'labels.csv'}, line {line}: expected opacity 0 or 1 and a study_class out "
+                f"of negative, {', '.join(SIIM_CLASSES[1:])}, got {row['opacity']!r} and "
                 f"{row['study_class']!r}; mend the row"
             )
         labels[position, 0] = row["opacity"] == "1"
@@ -97,8 +97,8 @@ def read_siim_boxes(folder: Path, archive: Archive, sizes: np.ndarray) -> Truth:
         height, width = sizes[position]
         if not (w > 0 and h > 0 and x > -1 and y > -1 and x + w < width + 1 and y + h < height + 1):
             raise ValueError(
-                f"{folder / 'boxes.csv'}, line {line}: expected a box inside the image of {width:.0f} x "
-                f"{height:.0f}, got {row}; mend or remove the row"
+                f"{folder / 'boxes.csv'}, line {line}: expected a box inside the image of {width:.0f} "
+                f"x {height:.0f}, got {row}; mend or remove the row"
             )
         images.append(position)
         boxes.append((max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)))

@@ -65,6 +65,10 @@ def summarise(
             )
             for row in table.rows
         },
+        "best_box": {
+            row.name: _best_box(cells[min(cells)][row.name].detections, truth, findings, iou)
+            for row in table.rows
+        },
         "answers": answers,
     }
 
@@ -196,6 +200,17 @@ def _floor(
         for _ in range(_DRAWS)
     ]
     return np.mean(drawn, 0).reshape(len(findings), len(iou)).tolist()  # type: ignore[no-any-return]
+
+
+def _best_box(
+    found: Detections, truth: Truth, findings: Sequence[str], iou: Sequence[float]
+) -> dict[str, list[list[float]]]:
+    """Acc [C][K] of each image's first box alone, and of the same boxes at random places."""
+    first = Detections(*(column[found.ranks == 1] for column in found))
+    rows = _localised(first, truth, findings, iou, None)
+    acc = np.array([row.result.acc for row in rows]).reshape(len(findings), len(iou))
+    floor = _floor(partial(scattered, first, truth.sizes), truth, findings, iou)
+    return {"acc": acc.tolist(), "floor": floor}
 
 
 def random_floor(
