@@ -47,7 +47,8 @@ def essentials(value: Any) -> Any:
 class Training:
     """A training to be done: its settings, and the training that it starts from (None: nothing).
 
-    ``weights`` is a file that the backbone of a first training begins with.
+    ``weights`` is a file that the backbone of a first training begins with, and ``origin`` what it is
+    known by: the key of another training, which is the same on every machine, as its bytes are not.
     """
 
     settings: TrainingSettings
@@ -55,6 +56,7 @@ class Training:
     start: Training | None = None
     aggregation: Aggregation = "none"
     weights: Path | None = None
+    origin: str = ""
 
     def identity(self) -> dict[str, Any]:
         """Everything that it depends on but the data, as JSON values."""
@@ -64,7 +66,9 @@ class Training:
             "aggregation": self.aggregation,
             "start": self.start and self.start.identity(),
         }
-        return told if self.weights is None else told | {"weights": model_digest(self.weights)}
+        if self.weights is None and not self.origin:
+            return told
+        return told | {"weights": self.origin or model_digest(str(self.weights))}
 
 
 @dataclass

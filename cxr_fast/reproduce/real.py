@@ -30,7 +30,7 @@ from cxr_fast.reproduce.judging import (
     localise,
     random_boxes,
 )
-from cxr_fast.reproduce.laboratory import Laboratory, Training
+from cxr_fast.reproduce.laboratory import Laboratory, Training, essentials
 from cxr_fast.training import Augmentation, Data, MiningStepSettings, TrainingSettings
 from cxr_fast.training.stages import Reporter
 
@@ -118,21 +118,35 @@ class Study:
     def networks(self, name: str, seed: int) -> tuple[Path, ...]:
         """Model files of a network, trained now unless they are there."""
         source = MINED.get(name, name)
-        laboratory = self._laboratory(NETWORKS[source], self.archive, siim.SIIM_CLASSES)
-        start = Training(replace(_TRAINING, seed=seed), _SIZE, weights=self._pretrained(source))
-        # The aggregation, if any, is trained with the rest from the beginning.
-        start = replace(start, aggregation=NETWORKS[source].msa)
-        training = start if source == name else Training(replace(_MINING, seed=seed), _SIZE, start)
-        result = laboratory.networks(training)
-        return (result.best,) if source == name else result.networks
+        laboratory, training = self.training(name, seed)
+        first = training.start or training
+        pretrained = self._pretraining(source)
+        weights = pretrained[0].networks(pretrained[1]).best
+        first = replace(first, weights=weights)
+        if training.start is None:
+            return (laboratory.networks(first).best,)
+        return laboratory.networks(replace(training, start=first)).networks
 
-    def _pretrained(self, source: str) -> Path:
+    def training(self, name: str, seed: int) -> tuple[Laboratory, Training]:
+        """The training of a network, to be done or to be known by its key."""
+        source = MINED.get(name, name)
+        laboratory = self._laboratory(NETWORKS[source], self.archive, siim.SIIM_CLASSES)
+        pretraining = self._pretraining(source)
+        # The aggregation, if any, is trained with the rest from the beginning.
+        start = Training(
+            replace(_TRAINING, seed=seed),
+            _SIZE,
+            aggregation=NETWORKS[source].msa,
+            origin=pretraining[0].key(pretraining[1]),
+        )
+        mined = Training(replace(_MINING, seed=seed), _SIZE, start)
+        return laboratory, start if source == name else mined
+
+    def _pretraining(self, source: str) -> tuple[Laboratory, Training]:
         """The same network on Kermany's X-rays; one for all seeds."""
         architecture = NETWORKS[source]
         laboratory = self._laboratory(architecture, self.kermany, siim.KERMANY_CLASSES)
-        settings = replace(_TRAINING, epochs=4)
-        training = Training(settings, _SIZE, aggregation=architecture.msa)
-        return laboratory.networks(training).best
+        return laboratory, Training(replace(_TRAINING, epochs=4), _SIZE, aggregation=architecture.msa)
 
     def _laboratory(
         self, architecture: Architecture, archive: siim.Archive, class_names: tuple[str, ...]
@@ -161,24 +175,24 @@ class Study:
 
 def judge(study: Study, name: str, seed: int) -> dict[str, Judged]:
     """The cells of a network and a seed, by family; made now unless they are there."""
-    files = study.networks(name, seed)
-    told = {"networks": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    laboratory, training = study.training(name, seed)
     folder = study.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {
-        family: folder / f"{_plain(name)}-{_plain(family)}-seed{seed}-{key}.parquet"
-        for family in families()
-    }
+    told, paths = {}, {}
+    made = laboratory.key(training)
+    for family, rules in families().items():
+        told[family] = {"networks": made, "rules": [essentials(rule) for rule in rules]}
+        key = hashlib.sha256(json.dumps(told[family]).encode()).hexdigest()[:12]
+        paths[family] = folder / f"{_plain(name)}-{_plain(family)}-seed{seed}-{key}.parquet"
     if not all(path.exists() for path in paths.values()):
+        files = study.networks(name, seed)
         ranking = _ranking(study, files)
         halves = {half: _cams(study, files, getattr(study.parts, half)) for half in ("tune", "report")}
         for family, rules in families().items():
             rule, tuned = _best(rules, *halves["tune"])
             judged = _judged(*halves["report"], rule, ranking)
-            write_cell(
-                paths[family], judged, told | {"rule": asdict(rule), "acc on the tuning half": tuned}
-            )
+            chosen = {"rule": asdict(rule), "acc on the tuning half": tuned}
+            write_cell(paths[family], judged, told[family] | chosen)
     return {family: read_cell(path) for family, path in paths.items()}
 
 

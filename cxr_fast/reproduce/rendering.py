@@ -181,7 +181,8 @@ def _best_box_lines(summary: dict[str, Any]) -> list[str]:
     for row in summary["rows"]:
         best = summary["best_box"][row["name"]]
         pairs = zip(np.array(best["acc"])[:, 0], np.array(best["floor"])[:, 0], strict=True)
-        lines.append(_line([row["name"], *(f"{acc:.2f}, x{acc / floor:.1f}" for acc, floor in pairs)]))
+        told = (f"{acc:.2f}, x{acc / floor:.1f}" if floor else f"{acc:.2f}" for acc, floor in pairs)
+        lines.append(_line([row["name"], *told]))
     return lines
 
 
