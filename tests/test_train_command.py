@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cxr_fast.cli import main
+from cxr_fast.mining import DEMO_MODEL
 from cxr_fast.models import load_checkpoint
 from cxr_fast.phantom import PhantomSettings, write_archive
 
@@ -121,6 +122,18 @@ def test_careless_arguments_get_a_sentence(
     assert ran.exit_code == 1
     assert message in ran.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_images_to_mine_that_the_archive_lacks(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text((archive / "mine.txt").read_text() + "\nabsent.png\n")
+    ran = run(
+        "train", archive, "--stage", "mining", "--start", DEMO_MODEL, "--out", tmp_path / "out",
+        "--mine-list", tmp_path / "mine.txt",
+    )  # fmt: skip
+    assert ran.exit_code == 1
+    assert "mine.txt, line 9: expected an image of the archive, but 'absent.png'" in " ".join(
+        ran.output.split()
+    )
 
 
 def test_an_archive_that_is_not_whole(archive: Path, tmp_path: Path) -> None:

@@ -50,7 +50,21 @@ def _settings_options(command: _Command) -> _Command:
     return command
 
 
-@click.command()
+@click.command(
+    # A line with nothing but a backspace keeps click from filling the paragraph after it.
+    help="""Train one stage of the method on the image-level labels of ARCHIVE.
+
+\b
+base      the backbone, from nothing or ImageNet weights
+msa-init  a new aggregation and classifier over the frozen backbone
+msa       all of it, until the validation loss plateaus
+mining    attention mining with knowledge preservation
+
+ARCHIVE is laid out as ChestX-ray14. OUT gets best.safetensors, last.safetensors, metrics.csv and
+tensorboard/. The same command goes on where it was stopped. Start it with torchrun for several
+processes.
+"""
+)
 @click.argument("archive", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The training's folder.")
 @click.option("--config", type=click.Path(path_type=Path),
@@ -89,18 +103,7 @@ def train(
     threads: int | None,
     **flags: Any,
 ) -> None:
-    r"""Train one stage of the method on the image-level labels of ARCHIVE.
-
-    \b
-    base      the backbone, from nothing or ImageNet weights
-    msa-init  a new aggregation and classifier over the frozen backbone
-    msa       all of it, until the validation loss plateaus
-    mining    attention mining with knowledge preservation
-
-    ARCHIVE is laid out as ChestX-ray14. OUT gets best.safetensors, last.safetensors, metrics.csv and
-    tensorboard/. The same command goes on where it was stopped. Start it with torchrun for several
-    processes.
-    """
+    """Train one stage; see the command's help."""
     import torch
 
     from cxr_fast.training import command

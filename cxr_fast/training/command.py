@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lightning_fabric import Fabric
 
-from cxr_fast.archive.chestxray14 import read_split
+from cxr_fast.archive.chestxray14 import read_split, read_split_lines
 from cxr_fast.archive.dataset import Archive, load_images, open_archive, split_by_patient
 from cxr_fast.models import Architecture, ModelCard, load_checkpoint
 from cxr_fast.training.loop import Data, open_fabric
@@ -140,9 +140,10 @@ def prepare(
         card = ModelCard(architecture, findings, others["input_size"])
     else:
         _, card = load_checkpoint(Path(others["start"]))
-    return TrainingJob(
-        open_archive(archive, card.class_names, missing=missing), settings, card, others, cache, out
-    )
+    opened = open_archive(archive, card.class_names, missing=missing)
+    if others["mine_list"]:
+        _check_mine_list(Path(others["mine_list"]), opened)
+    return TrainingJob(opened, settings, card, others, cache, out)
 
 
 def _check_starts(settings: TrainingSettings, others: Mapping[str, Any]) -> None:
@@ -166,6 +167,18 @@ def _check_starts(settings: TrainingSettings, others: Mapping[str, Any]) -> None
                 else "erases nothing; leave --mine-list out"
             )
         )
+
+
+def _check_mine_list(path: Path, archive: Archive) -> None:
+    """Every image to mine has a row and a file; ValueError with the list's file and line if not."""
+    known = set(archive.labels.images)
+    for name, line in read_split_lines(path).items():
+        if name not in known or name not in archive.files:
+            lacks = f"a row in {archive.labels.path}" if name not in known else "a file in the archive"
+            raise ValueError(
+                f"{path}, line {line}: expected an image of the archive, but {name!r} lacks {lacks}; "
+                "remove the line, or complete the archive"
+            )
 
 
 def _require_writable(out: Path) -> None:
