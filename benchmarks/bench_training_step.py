@@ -25,6 +25,11 @@ from cxr_fast.training import MiningStepSettings, mining_step
 CLASSES = 14
 
 
+def wide(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Step:
     """Two networks, their batch and an optimizer whose learning rate is 0: steps that repeat."""
@@ -63,9 +68,9 @@ class Step:
         settings = MiningStepSettings()
         named = self.model.layers(images)
         n, steps = settings.erased_images(len(images)), settings.steps
-        x = named["msa"][:n].float()
+        x = wide(named["msa"][:n])
         weight, bias = self.model.fc.weight, self.model.fc.bias
-        rest = named["logits"][n:].float()
+        rest = wide(named["logits"][n:])
         total = (len(images) - n) * classification_loss(rest, self.labels[n:])
         with torch.autocast(x.device.type, enabled=False):
             for c in range(CLASSES):

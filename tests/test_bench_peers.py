@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -26,6 +27,7 @@ from cxr_fast.benchmarks import (
 )
 from cxr_fast.benchmarks.boxes import boxes_at_once
 from cxr_fast.benchmarks.labelling import assert_same_components
+from cxr_fast.benchmarks.networks import Sizes
 from cxr_fast.benchmarks.place import Place, peer_module
 from cxr_fast.benchmarks.products import (
     einsum_cam_backward,
@@ -121,3 +123,21 @@ def test_components_are_compared_up_to_renumbering() -> None:
     for wrong in ([[[1, 0, 1]], [[1, 1, 0]]], [[[1, 0, 2]], [[1, 2, 0]]], [[[1, 1, 2]], [[1, 1, 0]]]):
         with pytest.raises(AssertionError):
             assert_same_components(ours, np.array(wrong))
+
+
+def test_the_gradients_of_a_mining_step_are_those_of_erased_copies() -> None:
+    """The peer of the training step's race: Eq. 1-6 with a copy of the features a class and step."""
+    place = Place(torch.device("cpu"), quick=True)
+    step, images = bench_training_step.made(Sizes(16, 96, 0.125), place)
+    # In float32 fifty layers amplify how sums were rounded.
+    step = replace(step, labels=step.labels.double())
+    step.model.double()
+    step.anchor.double()
+    gradients = []
+    for loss in (step.mined, step.literal):
+        step.model.zero_grad(set_to_none=True)
+        loss(images.double()).backward()
+        gradients.append({name: p.grad.clone() for name, p in step.model.named_parameters()})
+    for name, ours in gradients[0].items():
+        largest = float(gradients[1][name].abs().max())
+        assert float((ours - gradients[1][name]).abs().max()) <= 1e-5 * largest + 1e-12, name
