@@ -20,6 +20,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     What had that name before stays until then: synced to the disk, then renamed.
     """
+    # Hidden, and without the suffix: no reader of *.parquet takes it for a part.
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -48,7 +49,8 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Put what a folder lists on the disk, renames included."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

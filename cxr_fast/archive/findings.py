@@ -15,19 +15,17 @@ shard is complete. A part that has its name is never written again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import re
-import secrets
 import socket
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +37,7 @@ from cxr_fast.archive.schemas import (
     findings_table,
     maps_table,
 )
+from cxr_fast.files import replacing, sync_folder
 
 _FORMAT = "cxr_fast mining run, version 1"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
@@ -142,7 +141,7 @@ def open_run(out: str | Path, settings: Mapping[str, Any]) -> RunFolder:
         if not _refuse_other(path, wanted):
             document = {"format": _FORMAT, "settings": wanted}
             text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
-            with _replacing(path / "run.json") as file:
+            with replacing(path / "run.json") as file:
                 file.write(text.encode("utf-8") + b"\n")
         _prepare(path)
     except OSError as error:
@@ -318,7 +317,7 @@ def _prepare(path: Path) -> None:
             if _TEMPORARY.fullmatch(name):
                 (folder / name).unlink()
         # Tried now: hours of work must not end at the first part that cannot be written.
-        with _replacing(folder / ".probe"):
+        with replacing(folder / ".probe"):
             pass
         (folder / ".probe").unlink()
     finished = _parts(path / "findings")
@@ -326,8 +325,8 @@ def _prepare(path: Path) -> None:
         for shard, part in _parts(path / kind).items():
             if shard not in finished:
                 part.unlink()
-    _sync_folder(path)
-    _sync_folder(path.absolute().parent)
+    sync_folder(path)
+    sync_folder(path.absolute().parent)
 
 
 def _parts(folder: Path) -> dict[int, Path]:
@@ -358,30 +357,5 @@ def _finished_parts(path: Path, kind: str) -> list[Path]:
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
-    with _replacing(path) as file:
+    with replacing(path) as file:
         pq.write_table(table, file, compression="zstd")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name; it has its own name once it is whole and on disk."""
-    # Hidden, and without the suffix: no reader of *.parquet takes it for a part.
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

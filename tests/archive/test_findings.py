@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr_fast.archive import findings as module
+from cxr_fast import files as whole_files
 from cxr_fast.archive.findings import (
     ERRORS_SCHEMA,
     FINDINGS_SCHEMA,
@@ -190,7 +190,7 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
             raise OSError(errno.EROFS, "Read-only file system")
         return real(path, *args, **options)
 
-    monkeypatch.setattr(module, "open", refuse, raising=False)
+    monkeypatch.setattr(whole_files, "open", refuse, raising=False)
     with pytest.raises(RunFolderError, match=r"cannot write to .*: Read-only file system"):
         open_run(tmp_path, {})
     monkeypatch.undo()
