@@ -35,7 +35,7 @@ class Truth:
 
 class MinedClass(NamedTuple):
     """One class of one image: name, probability (None: not said), step maps [T, H, W] with NaN where
-    erased, the heatmap [H, W], boxes [K, 4] in original pixels and scores [K].
+    erased, the heatmap [H, W], boxes [K, 4] in original pixels and scores [K] (None: not said).
     """
 
     name: str
@@ -43,7 +43,7 @@ class MinedClass(NamedTuple):
     steps: NDArray[np.float32]
     heatmap: NDArray[np.float32]
     boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
 
 
 def step_maps(
@@ -124,12 +124,14 @@ def _draw_boxes(picture: Image.Image, mined: MinedClass, truth: Sequence[Truth],
     for true in truth:
         if true.finding == mined.name:
             pen.rectangle([edge * scale for edge in true.box], outline=RED, width=2)
-    for box, score in zip(mined.boxes, mined.scores, strict=True):
+    for row, box in enumerate(mined.boxes):
         x1, y1, x2, y2 = (float(edge) * scale for edge in box)
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=GREEN, width=2)
-        place = x1 + 4, y1 + 3
-        pen.rectangle(pen.textbbox(place, f"{score:.2f}", font=font), fill=(18, 18, 20))
-        pen.text(place, f"{score:.2f}", fill=GREEN, font=font)
+        if mined.scores is None:
+            continue
+        place, told = (x1 + 4, y1 + 3), f"{mined.scores[row]:.2f}"
+        pen.rectangle(pen.textbbox(place, told, font=font), fill=(18, 18, 20))
+        pen.text(place, told, fill=GREEN, font=font)
 
 
 def truths_by_name(

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     caption: str
     image: int
     cls: int
+    steps: int
 
 
 def choose_cases(found: Sequence[NDArray[np.bool_]], truth: Truth) -> list[Case]:
@@ -39,10 +40,10 @@ def choose_cases(found: Sequence[NDArray[np.bool_]], truth: Truth) -> list[Case]
     first, second, third = found
     fits = (second & ~first, third & ~second & ~first, ~first & ~second & ~third)
     cases = []
-    for caption, fitting in zip(_CAPTIONS, fits, strict=True):
+    for caption, fitting, steps in zip(_CAPTIONS, fits, (2, 3, 3), strict=True):
         if fitting.any():
             box = int(np.flatnonzero(fitting)[0])
-            cases.append(Case(caption, int(truth.images[box]), int(truth.classes[box])))
+            cases.append(Case(caption, int(truth.images[box]), int(truth.classes[box]), steps))
     return cases
 
 
@@ -71,13 +72,13 @@ def draw_figure(
     One strip a case: the image with the boxes (mined green, true red), the steps' CAMs, the aggregate.
     None where no true box fits any of the cases.
     """
-    found = []
+    after = []
     for count in (1, 2, 3):
         heatmaps = mine_heatmaps(cams, replace(rule, steps=count))
-        detections = detect(heatmaps.heatmap, labels, truth.sizes, rule)
-        found.append(found_boxes(detections, truth, iou_threshold))
+        after.append((heatmaps, detect(heatmaps.heatmap, labels, truth.sizes, rule)))
+    found = [found_boxes(detections, truth, iou_threshold) for _, detections in after]
     strips = [
-        _strip(case, cams, heatmaps, detections, truth, findings, read(names[case.image]))
+        _strip(case, cams, *after[case.steps - 1], truth, findings, read(names[case.image]))
         for case in choose_cases(found, truth)
     ]
     if not strips:
@@ -115,7 +116,7 @@ def _strip(
         np.stack(steps),
         heatmaps.heatmap[n, c].numpy(),
         boxes,
-        np.zeros(len(boxes), np.float32),
+        None,
     )
     drawn = (truth.images == n) & (truth.classes == c)
     true = [DrawnTruth(findings[c], tuple(box)) for box in truth.boxes[drawn].tolist()]
