@@ -16,7 +16,10 @@ from cxr_fast import metrics
 from cxr_fast.cli import main
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import mine_regions
+from cxr_fast.models import ModelCard, build, save_checkpoint
 from cxr_fast.reproduce import real, real_report, siim
+from cxr_fast.reproduce.judging import ranking
+from cxr_fast.training import open_fabric
 
 
 def test_regions_are_the_boxes_of_what_each_step_erases() -> None:
@@ -174,3 +177,24 @@ def test_the_real_tables(shared_data: Path) -> None:
     sizes = np.full((len(archive.names), 2), 256.0)
     assert len(siim.read_siim_boxes(shared_data / "siim_covid", archive, sizes).boxes) == 4043
     assert len(siim.read_kermany(shared_data / "kermany").names) == 5856
+
+
+def test_a_network_is_ranked_by_its_own_pooling(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Not by the mean of its CAM, which log-sum-exp is not."""
+    torch.manual_seed(0)
+    architecture = replace(real.NETWORKS["LSE, fine, halves"], width=0.125, neck=8, sharpness=30.0)
+    model = build(architecture, 4).eval()
+    card = ModelCard(architecture, siim.SIIM_CLASSES, 64)
+    save_checkpoint(tmp_path / "model.safetensors", model, card)
+    archive = siim.read_siim(folders[0])
+    images = siim.labelled(archive, np.arange(len(archive.names)), 64, tmp_path / "cache", 1)
+    got = ranking(tmp_path / "model.safetensors", images, open_fabric("float32"))
+    pixels = torch.from_numpy(images.images[np.arange(len(archive.names))])[:, None].float() / 255
+    with torch.no_grad():
+        logits = model((pixels - 0.5) / 0.25)
+    np.testing.assert_allclose(got, metrics.auroc(logits.numpy(), archive.labels), atol=0.01)
+    with torch.no_grad():
+        averaged = torch.einsum(
+            "cd,nd->nc", model.fc.weight, model.features((pixels - 0.5) / 0.25).mean((2, 3))
+        )
+    assert not np.allclose(got, metrics.auroc(averaged.numpy(), archive.labels), atol=0.01)

@@ -22,15 +22,14 @@ from torch import Tensor
 from cxr_fast import metrics
 from cxr_fast.config import MiningSettings
 from cxr_fast.files import replacing
-from cxr_fast.models import load_checkpoint
 from cxr_fast.reproduce.judging import (
     Detections,
     Truth,
     class_activation_maps,
     localise,
+    ranking,
 )
 from cxr_fast.reproduce.laboratory import Laboratory, Training, essentials
-from cxr_fast.training import predict
 from cxr_fast.training.batches import Labelled
 
 _KEY = b"cxr_fast"
@@ -99,8 +98,8 @@ class Judge:
         if self._cams is None or self._cams[0] != key:
             files = self.laboratory.networks(cell.training).networks
             images = self.judged(cell.training.input_size)
-            maps, _ = class_activation_maps(files[: cell.networks or len(files)], images, self.fabric)
-            self._cams = key, maps
+            used = files[: cell.networks or len(files)]
+            self._cams = key, class_activation_maps(used, images, self.fabric)
         return self._cams[1]
 
     def _judge(self, cell: Cell) -> Judged:
@@ -124,11 +123,8 @@ class Judge:
         """AUROC [C] of the training's last network on the test images."""
         key = self.laboratory.key(training)
         if key not in self._auroc:
-            model, card = load_checkpoint(self.laboratory.networks(training).networks[-1])
-            model.to(self.fabric.device)
-            tested = self.tested(training.input_size)
-            logits = predict(model, tested, card, self.fabric)
-            self._auroc[key] = metrics.auroc(logits.numpy(), np.asarray(tested.labels))
+            last = self.laboratory.networks(training).networks[-1]
+            self._auroc[key] = ranking(last, self.tested(training.input_size), self.fabric)
         return self._auroc[key]
 
 

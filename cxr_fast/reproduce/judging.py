@@ -12,10 +12,11 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxr_fast import ops
+from cxr_fast import metrics, ops
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import mine_regions
 from cxr_fast.models import fold, load_checkpoint
+from cxr_fast.training import predict
 from cxr_fast.training.batches import Labelled, normalised
 
 
@@ -49,9 +50,9 @@ class Heatmaps(NamedTuple):
 @torch.inference_mode()
 def class_activation_maps(
     networks: Sequence[Path], images: Labelled, fabric: Fabric, batch_size: int = 32
-) -> tuple[Tensor, Tensor]:
-    """CAMs [T, N, C, H, W] of T networks, float32 on the CPU, and the first one's logits [N, C]."""
-    maps, logits = [], None
+) -> Tensor:
+    """CAMs [T, N, C, H, W] of T networks, float32 on the CPU."""
+    maps = []
     for path in networks:
         model, card = load_checkpoint(path)
         folded = fold(model).to(fabric.device)
@@ -62,10 +63,14 @@ def class_activation_maps(
             pixels = torch.as_tensor(images.images[positions]).to(fabric.device)
             rows.append(folded(normalised(pixels[:, None].float() / 255, card)).float().cpu())
         maps.append(torch.cat(rows).contiguous())
-        if logits is None:
-            logits = maps[0].mean((2, 3)) + folded.bias.float().cpu()
-    assert logits is not None  # there is one network at least
-    return torch.stack(maps), logits
+    return torch.stack(maps)
+
+
+def ranking(network: Path, images: Labelled, fabric: Fabric) -> NDArray[np.float64]:
+    """AUROC [C] of a network, nothing erased."""
+    model, card = load_checkpoint(network)
+    logits = predict(model.to(fabric.device), images, card, fabric)
+    return metrics.auroc(logits.numpy(), np.asarray(images.labels))
 
 
 def mine_heatmaps(cams: Tensor, settings: MiningSettings) -> Heatmaps:

@@ -29,6 +29,7 @@ from cxr_fast.reproduce.judging import (
     class_activation_maps,
     localise,
     random_boxes,
+    ranking,
 )
 from cxr_fast.reproduce.laboratory import Laboratory, Training, essentials
 from cxr_fast.training import Augmentation, Data, MiningStepSettings, TrainingSettings
@@ -186,11 +187,11 @@ def judge(study: Study, name: str, seed: int) -> dict[str, Judged]:
         paths[family] = folder / f"{_plain(name)}-{_plain(family)}-seed{seed}-{key}.parquet"
     if not all(path.exists() for path in paths.values()):
         files = study.networks(name, seed)
-        ranking = _ranking(study, files)
+        auroc = _ranking(study, files)
         halves = {half: _cams(study, files, getattr(study.parts, half)) for half in ("tune", "report")}
         for family, rules in families().items():
             rule, tuned = _best(rules, *halves["tune"])
-            judged = _judged(*halves["report"], rule, ranking)
+            judged = _judged(*halves["report"], rule, auroc)
             chosen = {"rule": asdict(rule), "acc on the tuning half": tuned}
             write_cell(paths[family], judged, told[family] | chosen)
     return {family: read_cell(path) for family, path in paths.items()}
@@ -201,7 +202,7 @@ def _cams(
 ) -> tuple[Tensor, NDArray[np.float32], Truth]:
     """CAMs [1, N, 1, H, W], labels [N, 1] and boxes of the images with the finding."""
     shown, truth = study.half(rows)
-    maps, _ = class_activation_maps(files, study.labelled(study.archive, shown, _SIZE), study.fabric)
+    maps = class_activation_maps(files, study.labelled(study.archive, shown, _SIZE), study.fabric)
     return maps[:, :, :1].contiguous(), np.ones((len(shown), 1), np.float32), truth
 
 
@@ -209,8 +210,7 @@ def _ranking(study: Study, files: Sequence[Path]) -> np.ndarray:
     """AUROC [1] on all held-back images."""
     rows = np.concatenate([study.parts.tune, study.parts.report])
     images = study.labelled(study.archive, rows, _SIZE)
-    _, logits = class_activation_maps(files, images, study.fabric)
-    return metrics.auroc(logits[:, :1].numpy(), images.labels[:, :1])
+    return ranking(files[-1], images, study.fabric)[:1]
 
 
 def _acc(found: Detections, truth: Truth, threshold: float) -> float:
@@ -233,7 +233,7 @@ def _judged(
     labels: NDArray[np.float32],
     truth: Truth,
     rule: MiningSettings,
-    ranking: np.ndarray,
+    auroc: np.ndarray,
 ) -> Judged:
     heatmap, detections = localise(cams, labels, truth.sizes, rule)
     maps, image = heatmap[:, 0].numpy(), np.arange(len(labels))
@@ -246,7 +246,7 @@ def _judged(
         maps, image, cls, truth.sizes, truth.images, truth.classes, truth.boxes,
         findings=_FINDING, resamples=1,
     )  # fmt: skip
-    return Judged(detections, ranking, pointing.value, pixels.value)
+    return Judged(detections, auroc, pointing.value, pixels.value)
 
 
 def yardsticks(study: Study) -> dict[str, list[float]]:
