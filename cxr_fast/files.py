@@ -61,6 +61,20 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def require_writable(out: Path) -> None:
+    """Refuse a folder to write to before the minutes or hours of work whose results it is for.
+
+    ValueError for what is a file, PermissionError where it, or what it would be made in, is read-only.
+    """
+    parent = out
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if parent == out and not out.is_dir():
+        raise ValueError(f"--out must be a folder, but {out} is a file; name another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes while the block runs; a kill lets it go.

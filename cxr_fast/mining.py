@@ -95,7 +95,10 @@ class Miner:
             s.max_overlap,
             s.upsample,
         )
-        return Mined(self.model.logits(cam).sigmoid(), result)
+        # Of global average pooling, the first step's logits are there already.
+        gap = self.model.architecture.pooling == "gap"
+        logits = result.logits[..., 0] if gap else self.model.logits(cam)
+        return Mined(logits.sigmoid(), result)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""

@@ -17,7 +17,7 @@ from cxr_fast.cli import main
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import mine_regions
 from cxr_fast.models import ModelCard, build, save_checkpoint
-from cxr_fast.reproduce import real, real_report, siim
+from cxr_fast.reproduce import real, siim, summary
 from cxr_fast.reproduce.judging import ranking
 from cxr_fast.training import open_fabric
 
@@ -88,7 +88,7 @@ def test_the_study_runs_and_goes_on(
     monkeypatch.setattr(real, "_TRAINING", short)
     monkeypatch.setattr(real, "_MINING", replace(real._MINING, epochs=1, batch_size=8))
     monkeypatch.setattr(real, "_CUTS", (0.5, 0.7))
-    monkeypatch.setattr(real_report, "_RESAMPLES", 20)
+    monkeypatch.setattr(summary, "_RESAMPLES", 20)
     network = "LSE, fine, halves"
     arguments = [
         "reproduce",

@@ -32,8 +32,10 @@ MINING = replace(SETTINGS, stage="mining", learning_rate=1e-3, epochs=1)
 
 
 # Two updates without Adam, which divides small gradients by their own size: more would amplify, ten
-# times an update, the order in which sums were rounded.
-SHORT = squares(32)
+# times an update, the order in which sums were rounded. And images that bring no ReLU within rounding
+# of its kink: with those of seed 5 one unit is on in one order and off in another, which is 2% of a
+# gradient.
+SHORT = squares(32, 12)
 GENTLE = replace(SETTINGS, optimizer="sgd", learning_rate=0.01, epochs=1)
 
 
@@ -64,7 +66,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
     assert list((tmp_path / "tensorboard").iterdir())
     best = min(history, key=lambda row: row["loss"])
-    again = training.predict(model, data.validation, described, training.open_fabric())
+    again = training.predict(model, data.validation, described, training.open_fabric("float32"))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
         again, torch.from_numpy(data.validation.labels)
     )

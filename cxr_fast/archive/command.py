@@ -4,7 +4,6 @@ work begins.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -32,6 +31,7 @@ from cxr_fast.archive.pipeline import (
     run_settings,
 )
 from cxr_fast.config import CHESTXRAY14_FINDINGS
+from cxr_fast.files import require_writable
 from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
 
 # Classes drawn on one overlay.
@@ -125,7 +125,7 @@ def prepare(
             f"--model must be a checkpoint file or 'demo', but {model_path(model)} is not a file; "
             "train one with `cxr-fast train`, or try --model demo"
         )
-    _require_writable(out)
+    require_writable(out)
     miner = load_miner(model, precision=precision, device=device)
     listed = list_images(images)
     root = Path(listed.root).resolve()
@@ -141,17 +141,6 @@ def prepare(
     truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)
     return MiningJob(listed, miner, out, settings, options, truths, overlays, threads)
-
-
-def _require_writable(out: Path) -> None:
-    """Before the minutes that models and listings take; opening the run looks again."""
-    parent = out
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    if parent == out and not out.is_dir():
-        raise ValueError(f"--out must be a folder, but {out} is a file; name another")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
 
 
 def _names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,28 @@ class Judged(NamedTuple):
     auroc: np.ndarray
     pointing: np.ndarray
     pixel_auc: np.ndarray
+
+
+def judged_maps(
+    heatmap: np.ndarray,
+    detections: Detections,
+    labels: np.ndarray,
+    truth: Truth,
+    findings: Sequence[str],
+    auroc: np.ndarray,
+) -> Judged:
+    """What is found, with the measures of the heatmaps [N, C, H, W] that ``labels`` [N, C] name."""
+    image, cls = np.nonzero(labels > 0)
+    maps, sizes = heatmap[image, cls], truth.sizes[image]
+    pointing = metrics.pointing_game(
+        metrics.heatmap_peaks(maps, sizes), image, cls, truth.images, truth.classes, truth.boxes,
+        findings=findings, resamples=1,
+    )  # fmt: skip
+    pixels = metrics.pixel_auc(
+        maps, image, cls, sizes, truth.images, truth.classes, truth.boxes,
+        findings=findings, resamples=1,
+    )  # fmt: skip
+    return Judged(detections, auroc, pointing.value, pixels.value)
 
 
 @dataclass
@@ -106,18 +128,9 @@ class Judge:
         images, truth = self.judged(cell.training.input_size), self.truth
         labels = np.asarray(images.labels)
         heatmap, detections = localise(self.cams(cell), labels, truth.sizes, cell.rule)
-        image, cls = np.nonzero(labels > 0)
-        maps, sizes = heatmap.numpy()[image, cls], truth.sizes[image]
         findings = self.laboratory.class_names
-        pointing = metrics.pointing_game(
-            metrics.heatmap_peaks(maps, sizes), image, cls, truth.images, truth.classes, truth.boxes,
-            findings=findings, resamples=1,
-        )  # fmt: skip
-        pixels = metrics.pixel_auc(
-            maps, image, cls, sizes, truth.images, truth.classes, truth.boxes,
-            findings=findings, resamples=1,
-        )  # fmt: skip
-        return Judged(detections, self._ranking(cell.training), pointing.value, pixels.value)
+        auroc = self._ranking(cell.training)
+        return judged_maps(heatmap.numpy(), detections, labels, truth, findings, auroc)
 
     def _ranking(self, training: Training) -> np.ndarray:
         """AUROC [C] of the training's last network on the test images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,8 +129,7 @@ def scattered(
 ) -> Detections:
     """The same boxes, each at a random place of its image: what their sizes alone are worth."""
     extent = detections.boxes[:, 2:] - detections.boxes[:, :2]
-    corner = rng.random((len(extent), 2)) * (sizes[detections.images][:, ::-1] - extent)
-    return detections._replace(boxes=np.hstack([corner, corner + extent]).astype(np.float32))
+    return detections._replace(boxes=_placed(extent, sizes[detections.images], rng))
 
 
 def random_boxes(
@@ -145,7 +144,13 @@ def random_boxes(
             mine = np.flatnonzero(c == index)
             picked = own[rng.integers(0, len(own), len(mine))]
             extent[mine] = picked[:, 2:] - picked[:, :2]
-    whole = truth.sizes[n][:, ::-1]
-    corner = rng.random((len(n), 2)) * (whole - extent).clip(0)
-    drawn = np.hstack([corner, corner + extent]).astype(np.float32)
+    drawn = _placed(extent, truth.sizes[n], rng)
     return Detections(n, np.tile(np.arange(1, boxes + 1), len(n) // boxes), c, drawn)
+
+
+def _placed(
+    extent: NDArray[np.floating[Any]], sizes: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Boxes [M, 4] of width and height ``extent`` [M, 2], anywhere in images of ``sizes`` [M, 2]."""
+    corner = rng.random((len(extent), 2)) * (sizes[:, ::-1] - extent).clip(0)
+    return np.hstack([corner, corner + extent]).astype(np.float32)

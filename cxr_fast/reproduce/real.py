@@ -22,7 +22,7 @@ from cxr_fast import metrics
 from cxr_fast.config import MiningSettings
 from cxr_fast.models import Architecture
 from cxr_fast.reproduce import siim
-from cxr_fast.reproduce.cells import Judged, read_cell, write_cell
+from cxr_fast.reproduce.cells import Judged, judged_maps, read_cell, write_cell
 from cxr_fast.reproduce.judging import (
     Detections,
     Truth,
@@ -38,7 +38,7 @@ from cxr_fast.training.stages import Reporter
 IOU = (0.1, 0.3, 0.5)
 _TUNED_AT = 0.3
 _SIZE = 128
-_FINDING = (siim.SIIM_CLASSES[0],)
+FINDING = (siim.SIIM_CLASSES[0],)
 
 _FINE = Architecture("resnet18", "none", 0.25, 1, depth=3, last_stride=1, neck=64)
 # By name: the paper's form first, then what is not in the paper, one thing at a time.
@@ -236,17 +236,7 @@ def _judged(
     auroc: np.ndarray,
 ) -> Judged:
     heatmap, detections = localise(cams, labels, truth.sizes, rule)
-    maps, image = heatmap[:, 0].numpy(), np.arange(len(labels))
-    cls = np.zeros_like(image)
-    pointing = metrics.pointing_game(
-        metrics.heatmap_peaks(maps, truth.sizes), image, cls, truth.images, truth.classes, truth.boxes,
-        findings=_FINDING, resamples=1,
-    )  # fmt: skip
-    pixels = metrics.pixel_auc(
-        maps, image, cls, truth.sizes, truth.images, truth.classes, truth.boxes,
-        findings=_FINDING, resamples=1,
-    )  # fmt: skip
-    return Judged(detections, auroc, pointing.value, pixels.value)
+    return judged_maps(heatmap.numpy(), detections, labels, truth, FINDING, auroc)
 
 
 def yardsticks(study: Study) -> dict[str, list[float]]:

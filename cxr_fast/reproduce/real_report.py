@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cxr_fast import metrics
 from cxr_fast.files import write_whole
 from cxr_fast.reproduce import siim
 from cxr_fast.reproduce.cells import Judged
 from cxr_fast.reproduce.judging import Truth
-from cxr_fast.reproduce.real import IOU, MINED, NETWORKS, Study, judge, yardsticks
+from cxr_fast.reproduce.real import FINDING, IOU, MINED, NETWORKS, Study, judge, yardsticks
+from cxr_fast.reproduce.rendering import table_line
+from cxr_fast.reproduce.summary import difference, intervals, localised
 from cxr_fast.training import open_fabric
 from cxr_fast.training.stages import Reporter
 
-_RESAMPLES = 2000
 _PLAIN = "t = 1"
 
 
@@ -82,7 +82,8 @@ def summarise(
             own = [run[family] for run in runs]
             row: dict[str, Any] = {"network": name, "rule": family}
             row |= _measured(own, truth, patients)
-            row["minus"] = _differences(own, [run[_PLAIN] for run in runs], truth, patients)
+            sides = own, [run[_PLAIN] for run in runs]
+            row["minus"] = [list(difference(sides, truth, [0], t, patients)) for t in IOU]
             rows.append(row)
     return {
         "seeds": list(seeds),
@@ -96,45 +97,15 @@ def summarise(
 
 def _measured(runs: Sequence[Judged], truth: Truth, patients: np.ndarray) -> dict[str, Any]:
     """Acc and AFP [S][K], the interval of Acc [K][2] averaged over seeds, maps' measures [S]."""
-    acc, afp, ends = [], [], []
-    for run in runs:
-        found = run.detections
-        table = metrics.localization_table(
-            found.images, found.ranks, found.classes, found.boxes,
-            truth.images, truth.classes, truth.boxes,
-            findings=("opacity",), overlap_thresholds=IOU,
-        )  # fmt: skip
-        acc.append([row.result.acc for row in table])
-        afp.append([row.result.afp for row in table])
-        intervals = metrics.localization_intervals(
-            found.images, found.ranks, found.classes, found.boxes,
-            truth.images, truth.classes, truth.boxes,
-            findings=("opacity",), overlap_thresholds=IOU, clusters=patients, resamples=_RESAMPLES,
-        )  # fmt: skip
-        ends.append(intervals.acc[0])
-    measured: dict[str, Any] = {"acc": acc, "afp": afp, "interval": np.mean(ends, 0).tolist()}
+    tables = [[row.result for row in localised(run.detections, truth, FINDING, IOU)] for run in runs]
+    measured: dict[str, Any] = {
+        name: [[getattr(result, name) for result in table] for table in tables]
+        for name in ("acc", "afp")
+    }
+    measured["interval"] = intervals(runs, truth, FINDING, IOU, None, patients)["acc"][0]
     for name in ("auroc", "pointing", "pixel_auc"):
         measured[name] = [float(getattr(run, name)[0]) for run in runs]
     return measured
-
-
-def _differences(
-    first: Sequence[Judged], second: Sequence[Judged], truth: Truth, patients: np.ndarray
-) -> list[list[float]]:
-    """Acc of the first minus Acc of the second at each T(IoU), with its paired interval."""
-    own = patients[np.unique(truth.images)]
-    made = []
-    for threshold in IOU:
-        ours, theirs = ([_counts(run, truth, threshold) for run in side] for side in (first, second))
-        made.append(list(metrics.acc_difference(ours, theirs, clusters=own, resamples=_RESAMPLES)))
-    return made
-
-
-def _counts(run: Judged, truth: Truth, threshold: float) -> metrics.ImageCounts:
-    found = run.detections
-    return metrics.image_counts(
-        found.images, found.ranks, found.boxes, truth.images, truth.boxes, overlap_threshold=threshold
-    )
 
 
 def markdown(made: Mapping[str, Any]) -> str:
@@ -150,12 +121,14 @@ def markdown(made: Mapping[str, Any]) -> str:
         f"tuning saw; mean of {seeds} seed{plural}; in brackets the 95% interval over patients; bold: "
         "it excludes zero.",
         "",
-        _line(heads),
-        _line(["---"] * len(heads)),
+        table_line(heads),
+        table_line(["---"] * len(heads)),
     ]
     for name, acc in made["yardsticks"].items():
         lines.append(
-            _line(["", name, "", "", "", *(f"{a:.2f}" for a in acc), f"{acc[1] / floor[1]:.1f}", ""])
+            table_line(
+                ["", name, "", "", "", *(f"{a:.2f}" for a in acc), f"{acc[1] / floor[1]:.1f}", ""]
+            )
         )
     for row in made["rows"]:
         acc, afp = np.mean(row["acc"], 0), np.mean(row["afp"], 0)
@@ -166,9 +139,5 @@ def markdown(made: Mapping[str, Any]) -> str:
         value, low, high = row["minus"][1]
         text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
         cells += [f"{acc[1] / floor[1]:.1f}", f"**{text}**" if low > 0 or high < 0 else text]
-        lines.append(_line([row["network"], row["rule"], *cells]))
+        lines.append(table_line([row["network"], row["rule"], *cells]))
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

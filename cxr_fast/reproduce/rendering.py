@@ -103,8 +103,8 @@ def markdown(name: str, summary: dict[str, Any], judged: int) -> str:
         lines += [
             f"T(IoU) {threshold:g}",
             "",
-            _line(["method", *heads]),
-            _line(["---"] * (len(heads) + 1)),
+            table_line(["method", *heads]),
+            table_line(["---"] * (len(heads) + 1)),
         ]
         for row in summary["rows"]:
             cells = []
@@ -114,10 +114,12 @@ def markdown(name: str, summary: dict[str, Any], judged: int) -> str:
                 cells.append(f"{shown} ({_span(*row['interval']['acc'][c][k])})")
             mean = np.nanmean(row["acc"], (0, 1))[k]
             cells.append(f"{mean:.2f} ({_span(*row['interval']['mean_acc'][k])})")
-            lines.append(_line([row["name"], *cells]))
+            lines.append(table_line([row["name"], *cells]))
             told = [published(name, threshold, row["published"], f) for f in findings]
             if any(told):
-                lines.append(_line([f"*paper: {row['published']}*", *(f"*{t}*" for t in told), ""]))
+                lines.append(
+                    table_line([f"*paper: {row['published']}*", *(f"*{t}*" for t in told), ""])
+                )
         lines.append("")
     lines += _answer_lines(summary) + _quality_lines(summary)
     return "\n".join(lines) + "\n"
@@ -133,8 +135,8 @@ def _answer_lines(summary: dict[str, Any]) -> list[str]:
             f"Differences of Acc at T(IoU) {threshold:g} on the same images; bold where the interval "
             "excludes zero",
             "",
-            _line(["question", *heads]),
-            _line(["---"] * (len(heads) + 1)),
+            table_line(["question", *heads]),
+            table_line(["---"] * (len(heads) + 1)),
         ]
         for answer in summary["answers"]:
             cells = []
@@ -142,7 +144,7 @@ def _answer_lines(summary: dict[str, Any]) -> list[str]:
                 value, low, high = answer["differences"][column][k]
                 text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
                 cells.append(f"**{text}**" if low > 0 or high < 0 else text)
-            lines.append(_line([answer["text"], *cells]))
+            lines.append(table_line([answer["text"], *cells]))
         lines.append("")
     return lines
 
@@ -156,13 +158,13 @@ def _quality_lines(summary: dict[str, Any]) -> list[str]:
         "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image. "
         "AUROC is of the test list, mined images among them, whose labels mined networks have seen.",
         "",
-        _line(heads),
-        _line(["---"] * len(heads)),
+        table_line(heads),
+        table_line(["---"] * len(heads)),
     ]
     for row in summary["rows"]:
         values = [np.nanmean(row[key]) for key in ("auroc", "pointing", "pixel_auc")]
         floor = np.nanmean(summary["floors"][row["name"]], 0)
-        lines.append(_line([row["name"], *(f"{v:.2f}" for v in (*values, *floor))]))
+        lines.append(table_line([row["name"], *(f"{v:.2f}" for v in (*values, *floor))]))
     return lines + _best_box_lines(summary)
 
 
@@ -175,16 +177,17 @@ def _best_box_lines(summary: dict[str, Any]) -> list[str]:
         f"Acc at T(IoU) {threshold:g} of the best box of each image alone, and how many times that of "
         "the same boxes at random places it is (first seed)",
         "",
-        _line(heads),
-        _line(["---"] * len(heads)),
+        table_line(heads),
+        table_line(["---"] * len(heads)),
     ]
     for row in summary["rows"]:
         best = summary["best_box"][row["name"]]
         pairs = zip(np.array(best["acc"])[:, 0], np.array(best["floor"])[:, 0], strict=True)
         told = (f"{acc:.2f}, x{acc / floor:.1f}" if floor else f"{acc:.2f}" for acc, floor in pairs)
-        lines.append(_line([row["name"], *told]))
+        lines.append(table_line([row["name"], *told]))
     return lines
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"

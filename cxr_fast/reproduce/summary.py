@@ -39,12 +39,12 @@ def summarise(
     rows = []
     for row in table.rows:
         runs = [cells[seed][row.name] for seed in tables]
-        measured = [_localised(run.detections, truth, findings, iou, bounds) for run in runs]
+        measured = [localised(run.detections, truth, findings, iou, bounds) for run in runs]
         entry: dict[str, Any] = {"name": row.name, "published": row.published}
         for name in ("acc", "afp"):
             values = np.array([[getattr(r.result, name) for r in m] for m in measured])
             entry[name] = values.reshape(len(runs), len(findings), len(iou)).tolist()
-        entry["interval"] = _intervals(runs, truth, findings, iou, bounds, patients)
+        entry["interval"] = intervals(runs, truth, findings, iou, bounds, patients)
         for name in ("auroc", "pointing", "pixel_auc"):
             entry[name] = [getattr(run, name).tolist() for run in runs]
         rows.append(entry)
@@ -73,13 +73,14 @@ def summarise(
     }
 
 
-def _localised(
+def localised(
     found: Detections,
     truth: Truth,
     findings: Sequence[str],
     iou: Sequence[float],
-    bounds: np.ndarray | None,
+    bounds: np.ndarray | None = None,
 ) -> list[metrics.LocalizationRow]:
+    """Acc and AFP of each finding and T(IoU), AFP below ``bounds`` [C, K] where there are any."""
     return metrics.localization_table(
         found.images, found.ranks, found.classes, found.boxes,
         truth.images, truth.classes, truth.boxes,
@@ -101,7 +102,7 @@ def _bounds(
         reference = [[TABLE2[t]["ref."][name].afp for t in table.iou_thresholds] for name in findings]
         return np.array(reference)
     runs = [
-        _localised(run[table.rows[0].name].detections, truth, findings, table.iou_thresholds, None)
+        localised(run[table.rows[0].name].detections, truth, findings, table.iou_thresholds, None)
         for run in cells.values()
     ]
     afp = np.array([[row.result.afp for row in run] for run in runs]).mean(0)
@@ -110,7 +111,7 @@ def _bounds(
     return bounds
 
 
-def _intervals(
+def intervals(
     runs: Sequence[Judged],
     truth: Truth,
     findings: Sequence[str],
@@ -150,20 +151,21 @@ def _answer(
         ("all boxes", range(len(findings))),
     ]:
         entry["differences"][name] = [
-            list(_difference(sides, truth, list(chosen), threshold, patients)) for threshold in iou
+            list(difference(sides, truth, list(chosen), threshold, patients)) for threshold in iou
         ]
     ranking = [np.nanmean([run.auroc for run in side]) for side in sides]
     entry["auroc"] = ranking[0] - ranking[1]
     return entry
 
 
-def _difference(
+def difference(
     sides: Sequence[Sequence[Judged]],
     truth: Truth,
     classes: list[int],
     iou_threshold: float,
     patients: np.ndarray,
 ) -> metrics.AccDifference:
+    """Acc of the first side's runs minus that of the second's, over the boxes of ``classes``."""
     first, second = (
         [_counts(run.detections, truth, classes, iou_threshold) for run in side] for side in sides
     )
@@ -196,8 +198,7 @@ def _floor(
     """Mean Acc [C][K] of boxes at random places."""
     rng = np.random.default_rng(0)
     drawn = [
-        [row.result.acc for row in _localised(draw(rng), truth, findings, iou, None)]
-        for _ in range(_DRAWS)
+        [row.result.acc for row in localised(draw(rng), truth, findings, iou)] for _ in range(_DRAWS)
     ]
     return np.mean(drawn, 0).reshape(len(findings), len(iou)).tolist()  # type: ignore[no-any-return]
 
@@ -207,7 +208,7 @@ def _best_box(
 ) -> dict[str, list[list[float]]]:
     """Acc [C][K] of each image's first box alone, and of the same boxes at random places."""
     first = Detections(*(column[found.ranks == 1] for column in found))
-    rows = _localised(first, truth, findings, iou, None)
+    rows = localised(first, truth, findings, iou)
     acc = np.array([row.result.acc for row in rows]).reshape(len(findings), len(iou))
     floor = _floor(partial(scattered, first, truth.sizes), truth, findings, iou)
     return {"acc": acc.tolist(), "floor": floor}

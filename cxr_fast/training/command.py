@@ -5,7 +5,6 @@ Image-level labels are all that is read: neither this file nor what it calls ope
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 
 from cxr_fast.archive.chestxray14 import read_split, read_split_lines
 from cxr_fast.archive.dataset import Archive, load_images, open_archive, split_by_patient
+from cxr_fast.files import require_writable
 from cxr_fast.models import Architecture, ModelCard, load_checkpoint
 from cxr_fast.training.loop import Data, open_fabric
 from cxr_fast.training.settings import PARTS, TrainingSettings, from_values, read_yaml
@@ -130,9 +130,7 @@ def prepare(
         (values.setdefault(part, {}) if part else values)[name] = value
     settings = from_values(values)
     _check_starts(settings, others)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, but {out} is a file; name another")
-    _require_writable(out)
+    require_writable(out)
     if settings.stage == "base":
         architecture = Architecture(
             others["backbone"], others["msa"] or "none", others["width"], int(others["in_channels"])
@@ -179,12 +177,3 @@ def _check_mine_list(path: Path, archive: Archive) -> None:
                 f"{path}, line {line}: expected an image of the archive, but {name!r} lacks {lacks}; "
                 "remove the line, or complete the archive"
             )
-
-
-def _require_writable(out: Path) -> None:
-    """Before the hours that a training takes."""
-    parent = out
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")

@@ -164,8 +164,9 @@ class _Loop:
         self.model = objective.model
         if fabric.world_size > 1:
             synchronise(self.model, fabric.device)
-        for network in (self.model, *getattr(objective, "_frozen", ())):
-            network.to(fabric.device, memory_format=torch.channels_last)
+        for network in (self.model, *objective.frozen):
+            network.to(fabric.device)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
         optimizer = _optimizer(self.model, self.settings)
         module: Any = torch.compile(objective) if self.settings.compile else objective
         self.objective, self.optimizer = fabric.setup(module, optimizer)

@@ -28,6 +28,8 @@ class Losses(NamedTuple):
 class ClassificationObjective(nn.Module):
     """Binary cross-entropy of image-level labels (Eq. 2-3), nothing erased."""
 
+    frozen: tuple[Classifier, ...] = ()
+
     def __init__(self, model: Classifier, balance: str) -> None:
         super().__init__()
         self.model = model
@@ -57,13 +59,13 @@ class MiningObjective(nn.Module):
         self.model = model
         self.settings = settings
         # In a tuple, so that they are no part of this module: not trained, saved or synchronised.
-        self._frozen = (anchor, *earlier)
-        for network in self._frozen:
+        self.frozen = (anchor, *earlier)
+        for network in self.frozen:
             network.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images [N, 1 or 3, S, S], to be erased first, and labels [N, C]."""
-        anchor, *earlier = self._frozen
+        anchor, *earlier = self.frozen
         erased_at = None
         if earlier:
             erased = images[: self.settings.erased_images(len(images))]
