@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cxr_fast import ops
 from cxr_fast.config import MiningSettings
-from cxr_fast.models import FoldedClassifier, ModelCard, fold, load_checkpoint
+from cxr_fast.models import FoldedClassifier, ModelCard, fold, load_checkpoint, normalise
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL = Path(__file__).parent / "models" / "demo.safetensors"
@@ -102,9 +102,7 @@ class Miner:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.card.mean, self.card.std))
-        normalised = (images[:, None] - mean) / std
-        return normalised.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        return normalise(images[:, None], self.card).to(self.device, self.dtype)
 
 
 def mine_regions(cam: Tensor, settings: MiningSettings, image_sizes: Tensor) -> ops.MiningResult:

@@ -117,6 +117,7 @@ def test_file_says_what_it_is(path: Path, model: Classifier) -> None:
         "input_size": 224,
         "mean": [0.47],
         "std": [0.23],
+        "standardise": False,
         "mining": {
             "steps": 2,
             "cam_threshold": 0.5,

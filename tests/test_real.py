@@ -84,8 +84,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_study_runs_and_goes_on(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(real._TRAINING, epochs=1, batch_size=8)
+    short = replace(real._TRAINING, epochs=1, batch_size=8, averaging=0.5)
     monkeypatch.setattr(real, "_TRAINING", short)
+    monkeypatch.setattr(real, "_PRETRAINING", short)
+    monkeypatch.setattr(real, "_PRETRAINING_SIZE", 64)
     monkeypatch.setattr(real, "_MINING", replace(real._MINING, epochs=1, batch_size=8))
     monkeypatch.setattr(real, "_CUTS", (0.5, 0.7))
     monkeypatch.setattr(summary, "_RESAMPLES", 20)

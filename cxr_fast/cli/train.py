@@ -14,6 +14,8 @@ from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_FINDINGS = {"8": BOXED_FINDINGS, "14": CHESTXRAY14_FINDINGS}
+
 # Flags of the settings: name, type or choices, and what it says. Without a default here, as the
 # settings have theirs, and a YAML file comes between the two.
 _SETTINGS: tuple[tuple[str, Any, str], ...] = (
@@ -40,6 +42,8 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("erased-share", float, "n/N, of a batch. Default: 0.125."),
     ("preservation", float, "Lambda, the weight of L_KP. Default: 0.5."),
     ("cam-threshold", float, "Cuts a step's foreground. Default: 0.5."),
+    ("gradient-clip", float, "Largest norm of a gradient. Default: none."),
+    ("averaging", float, "Decay of a running average of the weights. Default: none."),
 )
 
 
@@ -73,8 +77,9 @@ processes.
               help="The model to go on from; every stage but base.")  # fmt: skip
 @click.option("--mine-list", type=click.Path(path_type=str),
               help="Names of the images to erase, one a line; stage mining.")  # fmt: skip
-@click.option("--findings", type=click.Choice(["8", "14"]), default="8", show_default=True,
-              help="Of ChestX-ray14, those with boxes or all; stage base.")  # fmt: skip
+@click.option("--findings", default="8", show_default=True, metavar="8|14|NAMES",
+              help="ChestX-ray14's with boxes, all of them, or names with commas between; "
+              "stage base.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path), metavar="DIR",
               help="Keep resized images here, for several runs. Default: in memory.")  # fmt: skip
 @click.option("--skip-missing", is_flag=True,
@@ -86,6 +91,10 @@ processes.
 @click.option("--width", type=float, help="Of every layer. Default: 1.")
 @click.option("--in-channels", type=click.Choice(["1", "3"]), help="Default: 3.")
 @click.option("--input-size", type=click.IntRange(32), help="Side in pixels. Default: 512.")
+@click.option("--pooling", type=click.Choice(["gap", "lse"]),
+              help="From CAM to logit, the mean or log-sum-exp; stage base. Default: gap.")  # fmt: skip
+@click.option("--standardise", is_flag=True, default=None,
+              help="Bring each image to mean 0 and deviation 1; stage base.")  # fmt: skip
 @click.option("--imagenet", type=click.Path(path_type=str),
               help="torchvision's weights of the backbone to begin with; stage base.")  # fmt: skip
 @_settings_options
@@ -113,7 +122,7 @@ def train(
         out,
         config,
         flags,
-        BOXED_FINDINGS if findings == "8" else CHESTXRAY14_FINDINGS,
+        _FINDINGS.get(findings) or tuple(name.strip() for name in findings.split(",")),
         cache,
         "skip" if skip_missing else "refuse",
     )

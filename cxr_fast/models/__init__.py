@@ -3,6 +3,7 @@
 from cxr_fast.models.card import Architecture, ModelCard
 from cxr_fast.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from cxr_fast.models.fold import FoldedClassifier, fold
+from cxr_fast.models.inputs import normalise
 from cxr_fast.models.msa import Classifier, build
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "build",
     "fold",
     "load_checkpoint",
+    "normalise",
     "save_checkpoint",
 ]

@@ -82,6 +82,7 @@ _CARD_RULES: _Rules = {
         "a tuple of one or three numbers above 0",
         lambda v: _are_numbers(v, lambda s: s > 0) and len(v) in (1, 3),
     ),
+    "standardise": ("true or false", lambda v: isinstance(v, bool)),
     "mining": ("a MiningSettings", lambda v: isinstance(v, MiningSettings)),
     "provenance": ("a text", lambda v: isinstance(v, str)),
 }
@@ -161,8 +162,9 @@ class ModelCard:
 
     ``class_names`` name the C logits in order. Images are squares of ``input_size`` pixels, scaled
     to [0, 1], then ``(pixel - mean) / std``, both with one entry, or three for a network of three
-    channels. ``mining`` is what ``cxr-fast mine`` does by default with this model; ``provenance``
-    tells in free text how the model was trained.
+    channels; with ``standardise`` (not in the paper) an image's own mean and standard deviation take
+    their place, so that exposure says nothing. ``mining`` is what ``cxr-fast mine`` does by default
+    with this model; ``provenance`` tells in free text how the model was trained.
     """
 
     architecture: Architecture
@@ -170,6 +172,7 @@ class ModelCard:
     input_size: int = 512
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
+    standardise: bool = False
     mining: MiningSettings = field(default_factory=MiningSettings)
     provenance: str = ""
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from cxr_fast import metrics, ops
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import mine_regions
-from cxr_fast.models import fold, load_checkpoint
+from cxr_fast.models import fold, load_checkpoint, normalise
 from cxr_fast.training import predict
-from cxr_fast.training.batches import Labelled, normalised
+from cxr_fast.training.batches import Labelled
 
 
 class Detections(NamedTuple):
@@ -61,7 +61,7 @@ def class_activation_maps(
         for first in range(0, len(images.labels), batch_size):
             positions = np.arange(first, min(first + batch_size, len(images.labels)))
             pixels = torch.as_tensor(images.images[positions]).to(fabric.device)
-            rows.append(folded(normalised(pixels[:, None].float() / 255, card)).float().cpu())
+            rows.append(folded(normalise(pixels[:, None].float() / 255, card)).float().cpu())
         maps.append(torch.cat(rows).contiguous())
     return torch.stack(maps)
 

@@ -71,11 +71,22 @@ class Training:
         return told | {"weights": self.origin or model_digest(str(self.weights))}
 
 
+def outcome(result: StageResult, settings: TrainingSettings) -> Path:
+    """The network that a training is for.
+
+    The best epoch classifies best, but mining, and a running average of the weights, end where they
+    were told to end.
+    """
+    ends = settings.stage == "mining" or settings.averaging
+    return result.last if ends else result.best
+
+
 @dataclass
 class Laboratory:
     """Trains what is asked for, in ``folder``, from ``data`` by input size.
 
-    ``mined`` is in the data at every size: the stage base ignores it.
+    ``mined`` is in the data at every size: the stage base ignores it. ``standardise`` as in
+    ``ModelCard``.
     """
 
     folder: Path
@@ -84,6 +95,7 @@ class Laboratory:
     data: Callable[[int], Data]
     fabric: Fabric
     reporter: Callable[[str], Reporter] | None = None
+    standardise: bool = False
     _done: dict[str, StageResult] = field(default_factory=dict)
 
     def networks(self, training: Training) -> StageResult:
@@ -107,7 +119,12 @@ class Laboratory:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def _card(self, training: Training) -> ModelCard:
-        return ModelCard(self.architecture, self.class_names, training.input_size)
+        return ModelCard(
+            self.architecture,
+            self.class_names,
+            training.input_size,
+            standardise=self.standardise,
+        )
 
     def _train(self, training: Training, out: Path) -> StageResult:
         data, settings = self.data(training.input_size), training.settings
@@ -127,9 +144,7 @@ class Laboratory:
                 fabric=self.fabric,
                 reporter=reporter,
             )
-        # The best epoch classifies best; mining ends where it was told to end.
-        before = self.networks(training.start)
-        start = before.last if training.start.settings.stage == "mining" else before.best
+        start = outcome(self.networks(training.start), training.start.settings)
         return train_from(
             start,
             data,

@@ -40,7 +40,7 @@ def open_study(
             sizes[row] = image.height, image.width
     truth = siim.read_siim_boxes(folder, archive, sizes)
     parts = siim.divide(archive)
-    fabric = open_fabric("float32")
+    fabric = open_fabric()
     return Study(
         archive, siim.read_kermany(kermany), parts, truth, out, runs, threads, fabric, reporter
     )

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxr_fast.models import ModelCard
 from cxr_fast.training import augment
 from cxr_fast.training.settings import TrainingSettings
 
@@ -119,11 +118,3 @@ def _turns(words: list[int], images: int, update: int, size: int) -> Rows:
 
 def _generator(words: list[int]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
-
-
-def normalised(images: Tensor, card: ModelCard) -> Tensor:
-    """Images [n, 1, S, S] in [0, 1] as the network takes them, channels_last."""
-    mean, std = (
-        torch.tensor(values, device=images.device)[:, None, None] for values in (card.mean, card.std)
-    )
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)

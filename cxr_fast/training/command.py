@@ -20,16 +20,16 @@ from cxr_fast.training.loop import Data, open_fabric
 from cxr_fast.training.settings import PARTS, TrainingSettings, from_values, read_yaml
 from cxr_fast.training.stages import Reporter, StageResult, train_base, train_from
 
-# What a run is told besides its settings, with what holds where nothing is said.
+# What a run is told besides its settings, with what holds where nothing is said. The network of the
+# stage base is a published one, without aggregation, unless its fields are given.
+_NETWORK = {entry.name: entry.default for entry in fields(Architecture)} | {"msa": None}
 _OTHERS: Mapping[str, Any] = {
     "start": None,
     "mine_list": None,
     "imagenet": None,
-    "backbone": "resnet50",
-    "msa": None,
-    "width": 1.0,
-    "in_channels": 3,
     "input_size": 512,
+    "standardise": False,
+    **_NETWORK,
 }
 
 
@@ -132,10 +132,14 @@ def prepare(
     _check_starts(settings, others)
     require_writable(out)
     if settings.stage == "base":
-        architecture = Architecture(
-            others["backbone"], others["msa"] or "none", others["width"], int(others["in_channels"])
+        network = {name: others[name] for name in _NETWORK}
+        network |= {"msa": others["msa"] or "none", "in_channels": int(others["in_channels"])}
+        card = ModelCard(
+            Architecture(**network),
+            findings,
+            others["input_size"],
+            standardise=others["standardise"],
         )
-        card = ModelCard(architecture, findings, others["input_size"])
     else:
         _, card = load_checkpoint(Path(others["start"]))
     opened = open_archive(archive, card.class_names, missing=missing)

@@ -5,27 +5,26 @@ Devices, precision and processes are Lightning Fabric's; what is here is what it
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cxr_fast import metrics
-from cxr_fast.files import held, write_whole
+from cxr_fast.files import held
 from cxr_fast.losses import classification_loss
 from cxr_fast.mining import Precision, resolve_device, resolve_precision
-from cxr_fast.models import Classifier, ModelCard, save_checkpoint
-from cxr_fast.training.batches import Labelled, Plan, normalised
+from cxr_fast.models import Classifier, ModelCard, normalise, save_checkpoint
+from cxr_fast.training.batches import Labelled, Plan
+from cxr_fast.training.logs import Board, write_csv
 from cxr_fast.training.norms import freeze, synchronise
 from cxr_fast.training.objectives import ClassificationObjective, MiningObjective
 from cxr_fast.training.settings import TrainingSettings, to_json
@@ -170,13 +169,17 @@ class _Loop:
         optimizer = _optimizer(self.model, self.settings)
         module: Any = torch.compile(objective) if self.settings.compile else objective
         self.objective, self.optimizer = fabric.setup(module, optimizer)
+        self.average: AveragedModel | None = None
+        if self.settings.averaging:
+            mean = get_ema_multi_avg_fn(self.settings.averaging)
+            self.average = AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
         self.epochs = self.settings.epochs_to_train
         self.updates = self.epochs * plan.updates
 
     def run(self, report: Report | None) -> None:
         self._resume()
         progress = self.progress
-        with _Board(self.out, self.fabric.is_global_zero, self._done()) as board:
+        with Board(self.out, self.fabric.is_global_zero, self._done()) as board:
             while not progress.finished:
                 self._train_epoch(report, board)
                 self._end_epoch(board)
@@ -189,16 +192,26 @@ class _Loop:
         found = load_state(self.out, self.told)
         if found is not None:
             self.progress, tensors = found
-            self.model.load_state_dict(tensors["model"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            for name, part in self._parts().items():
+                part.load_state_dict(tensors[name])
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
-            tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            tensors = {name: part.state_dict() for name, part in self._parts().items()}
             save_state(self.out, self.told, self.progress, tensors)
         self.fabric.barrier()
 
-    def _train_epoch(self, report: Report | None, board: _Board) -> None:
+    def _parts(self) -> dict[str, Any]:
+        """What the next update depends on."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "average": self.average}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def _result(self) -> Classifier:
+        """The network that is judged and written."""
+        return self.model if self.average is None else cast(Classifier, self.average.module)
+
+    def _train_epoch(self, report: Report | None, board: Board) -> None:
         progress, fabric = self.progress, self.fabric
         self.objective.train()
         for part in self.model.modules():
@@ -244,10 +257,14 @@ class _Loop:
             batch = self.plan.part(self.progress.epoch, self.progress.update, part, parts)
             images, labels = (tensor.to(fabric.device, non_blocking=True) for tensor in batch)
             with fabric.no_backward_sync(self.objective, enabled=index < accumulate - 1):
-                losses = self.objective(normalised(images, self.card), labels)
+                losses = self.objective(normalise(images, self.card), labels)
                 fabric.backward(losses.total / accumulate)
             total += torch.stack([value.detach().float() for value in losses]) / accumulate
+        if self.settings.gradient_clip:
+            fabric.clip_gradients(self.objective, self.optimizer, max_norm=self.settings.gradient_clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         if fabric.world_size > 1:
             total = fabric.all_reduce(total)  # type: ignore[assignment]
         names = ("total", "classification", "preservation")
@@ -262,7 +279,7 @@ class _Loop:
             rate *= 0.5 * (1 + math.cos(math.pi * min(done, self.updates) / self.updates))
         return rate
 
-    def _end_epoch(self, board: _Board) -> None:
+    def _end_epoch(self, board: Board) -> None:
         progress, settings = self.progress, self.settings
         row = {"epoch": float(progress.epoch + 1)}
         row |= {f"train_{name}": value / progress.update for name, value in progress.sums.items()}
@@ -282,7 +299,7 @@ class _Loop:
             names = (BEST, LAST) if improved else (LAST,)
             for name in names:
                 self._write_model(self.out / name)
-            _write_csv(self.out / "metrics.csv", progress.history)
+            write_csv(self.out / "metrics.csv", progress.history)
         self._save()
 
     def _write_model(self, path: Path) -> None:
@@ -291,13 +308,20 @@ class _Loop:
             f"stage {self.settings.stage}, {progress.epoch} epochs, {_described(progress.history[-1])}"
         )
         before = f"{self.card.provenance}; " if self.card.provenance else ""
-        save_checkpoint(path, self.model, replace(self.card, provenance=before + told))
+        save_checkpoint(path, self._result, replace(self.card, provenance=before + told))
 
     def _judge(self, judged: Labelled) -> dict[str, float]:
         """Loss and AUROC of the network in eval mode, each process on its share of the images."""
-        logits = predict(self.model, judged, self.card, self.fabric)
+        logits = predict(self._result, judged, self.card, self.fabric)
         labels = np.asarray(judged.labels)
-        loss = classification_loss(logits, torch.as_tensor(labels).float(), self.settings.balance)
+        settings = self.settings
+        loss = classification_loss(
+            logits,
+            torch.as_tensor(labels).float(),
+            settings.balance,
+            settings.positive_weights,
+            settings.negative_weights,
+        )
         auroc = metrics.auroc(logits.numpy(), labels)
         row = {
             "loss": float(loss),
@@ -322,48 +346,12 @@ def predict(
         pixels = torch.as_tensor(images.images[rows[first : first + batch_size]])
         scaled = pixels.to(fabric.device)[:, None].float() / 255
         with fabric.autocast():
-            logits.append(model(normalised(scaled, card)).float())
+            logits.append(model(normalise(scaled, card)).float())
     gathered = torch.cat(logits)
     if world > 1:
         gathered = fabric.all_gather(gathered).flatten(0, 1)  # type: ignore[union-attr]
     model.train(was_training)
     return gathered[:count].cpu()
-
-
-class _Board:
-    """TensorBoard's log; nothing in processes other than the first."""
-
-    def __init__(self, out: Path, writes: bool, done: int) -> None:
-        self._writer: Any = None
-        if writes:
-            from tensorboardX import SummaryWriter
-
-            # What was logged past the state that the training goes on from is struck out.
-            self._writer = SummaryWriter(
-                str(out / "tensorboard"), purge_step=done + 1 if done else None
-            )
-
-    def __enter__(self) -> _Board:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        if self._writer is not None:
-            # A log that a full disk cuts short must not hide what ended the training.
-            with contextlib.suppress(OSError):
-                self._writer.close()
-
-    def write(self, group: str, values: Mapping[str, float], step: int) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
-
-
-def _write_csv(path: Path, history: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_whole(path, text.getvalue().encode())
 
 
 def _described(row: Mapping[str, float]) -> str:

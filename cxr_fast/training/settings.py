@@ -32,8 +32,13 @@ class TrainingSettings:
     ``batch_size`` counts the images of one update, over all processes and over the ``accumulate``
     parts that it is computed in. ``decay`` of the learning rate after the share ``warmup`` of the
     updates: ``"cosine"`` to 0, or ``"constant"``. ``balance="wang"`` weights positives and negatives
-    of each batch by (P+N)/P and (P+N)/N, as Wang et al. 2017 did. ``frozen_norms`` keeps batch
-    normalisation in eval mode.
+    of each batch by (P+N)/P and (P+N)/N, as Wang et al. 2017 did; ``positive_weights`` and
+    ``negative_weights`` weight those of each class by a number instead (empty: 1). ``frozen_norms``
+    keeps batch normalisation in eval mode.
+
+    Not in the paper, and off unless said: ``gradient_clip`` is the largest l2 norm of a gradient, and
+    ``averaging`` the decay of an exponential moving average of the weights over the updates; what is
+    judged and written is the average then.
 
     ``validation`` is the share of patients held back, whose loss (``monitor="loss"``) or mean AUROC
     picks the best epoch. ``patience``: epochs without a better one that end the training, 0 for
@@ -55,7 +60,11 @@ class TrainingSettings:
     warmup: float = 0.05
     decay: Literal["cosine", "constant"] = "cosine"
     balance: Literal["none", "wang"] = "none"
+    positive_weights: tuple[float, ...] = ()
+    negative_weights: tuple[float, ...] = ()
     frozen_norms: bool = False
+    gradient_clip: float = 0.0
+    averaging: float = 0.0
     validation: float = 0.1
     monitor: Literal["loss", "auroc"] = "loss"
     patience: int | None = None
@@ -89,6 +98,16 @@ class TrainingSettings:
                 f"warmup must be in [0, 1) and weight_decay at least 0, but are {self.warmup} and "
                 f"{self.weight_decay}"
             )
+        if not 0 <= self.gradient_clip < math.inf or not 0 <= self.averaging < 1:
+            raise ValueError(
+                f"gradient_clip must be at least 0 (0: none) and averaging in [0, 1), but are "
+                f"{self.gradient_clip} and {self.averaging}"
+            )
+        weights = (*self.positive_weights, *self.negative_weights)
+        if weights and self.balance != "none":
+            raise ValueError("positive_weights and negative_weights need balance 'none'; leave one out")
+        if not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(f"the weights of a class must be above 0, but are {weights}")
         if self.patience is not None and self.patience < 0:
             raise ValueError(f"patience must be at least 0, but is {self.patience}; 0 never stops")
         if self.batch_size % self.accumulate:
