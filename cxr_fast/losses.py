@@ -11,26 +11,12 @@ from torch import Tensor, nn
 PRESERVED_LAYERS = ("bottleneck3", "bottleneck4", "msa", "logits")
 
 
-def classification_loss(
-    logits: Tensor,
-    labels: Tensor,
-    balance: str = "none",
-    positive_weights: Sequence[float] = (),
-    negative_weights: Sequence[float] = (),
-) -> Tensor:
+def classification_loss(logits: Tensor, labels: Tensor, balance: str = "none") -> Tensor:
     """Binary cross-entropy averaged over images and classes (Eq. 2-3).
 
     logits [N, C], labels [N, C] in {0, 1}. ``balance="wang"``: positives and negatives of the batch
-    weighted by (P+N)/P and (P+N)/N; else those of each class by its entry in ``positive_weights`` [C]
-    and ``negative_weights`` [C] (empty: 1). ValueError where these are not one for each class.
+    weighted by (P+N)/P and (P+N)/N.
     """
-    if positive_weights or negative_weights:
-        weight = torch.where(
-            labels > 0,
-            _of_classes("positive_weights", positive_weights, labels),
-            _of_classes("negative_weights", negative_weights, labels),
-        )
-        return nn.functional.binary_cross_entropy_with_logits(logits, labels, weight)
     if balance == "none":
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
     positives = labels.sum()
@@ -39,17 +25,6 @@ def classification_loss(
         labels > 0, total / positives.clamp(min=1), total / (total - positives).clamp(min=1)
     )
     return nn.functional.binary_cross_entropy_with_logits(logits, labels, weight)
-
-
-def _of_classes(name: str, weights: Sequence[float], labels: Tensor) -> Tensor:
-    """The weights [C]; 1 for each class where there are none."""
-    count = labels.shape[1]
-    if weights and len(weights) != count:
-        raise ValueError(
-            f"{name} must have an entry for each class, {count}, but has {len(weights)}; give as many, "
-            "in the order of the classes"
-        )
-    return torch.tensor(weights or [1.0] * count, dtype=labels.dtype, device=labels.device)
 
 
 def pooled(output: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from cxr_fast.config import MiningSettings
 from cxr_fast.mining import mine_regions
 from cxr_fast.models import ModelCard, build, save_checkpoint
 from cxr_fast.reproduce import real, siim, summary
-from cxr_fast.reproduce.judging import ranking
+from cxr_fast.reproduce.judging import ranking, restricted
 from cxr_fast.training import open_fabric
 
 
@@ -134,7 +134,7 @@ def test_restricted_boxes_belong_to_the_same_images(folders: tuple[Path, Path]) 
     archive = siim.read_siim(folders[0])
     truth = siim.read_siim_boxes(folders[0], archive, np.full((len(archive.names), 2), 64.0))
     rows = np.flatnonzero(archive.labels[:, 0])[::-2]
-    some = siim.restricted(truth, rows)
+    some = restricted(truth, rows)
     for place, row in enumerate(rows):
         np.testing.assert_array_equal(
             some.boxes[some.images == place], truth.boxes[truth.images == row]

@@ -10,12 +10,23 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from cxr_fast import ops, paper
+from cxr_fast import metrics, ops, paper
+from cxr_fast.archive.dataset import split_by_patient
 from cxr_fast.cli import main
 from cxr_fast.config import BOXED_FINDINGS, MiningSettings
 from cxr_fast.models import Architecture
 from cxr_fast.phantom import PhantomSettings, write_archive
-from cxr_fast.reproduce import figure, judging, laboratory, presets, rendering, summary, tables
+from cxr_fast.reproduce import (
+    command,
+    figure,
+    judging,
+    laboratory,
+    presets,
+    rendering,
+    rules,
+    summary,
+    tables,
+)
 from cxr_fast.reproduce.cells import Cell, Judged, read_cell
 from cxr_fast.reproduce.judging import Detections, Truth
 from cxr_fast.training import TrainingSettings
@@ -99,6 +110,47 @@ def test_a_table_is_made_again_to_the_digit_and_goes_on_where_it_stopped(
 
     drawn = run("fig2", archive, tmp_path / "one")
     assert "fig2.png" in drawn or "no image shows" in drawn
+
+
+def test_rules_are_compared_on_two_halves(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "small", TINY)
+    monkeypatch.setattr(summary, "_RESAMPLES", 20)
+    printed = run("rules", archive, tmp_path)
+    assert "Network mined" in printed
+    made = json.loads((tmp_path / "rules.json").read_text())
+    rows = {(row["what"], row["rule"]): row for row in made["networks"]["before mining"]}
+    assert rows["base", "base"]["minus base"] == [[[0.0, 0.0, 0.0]] * 3] * 2
+    # The same network and rule as a cell of a table, judged with other code.
+    protocol = command.open_protocol(archive, "small", tmp_path / "cache", 1, lambda _: lambda *_: None)
+    judge = command._judge(protocol, tmp_path, tmp_path / "runs", None)
+    network = tables.aggregated(TINY, 64, 4, "bilinear")
+    found, truth = {}, protocol.truth
+    for key, rule in (("base", rules.BASE), ("4", replace(rules.BASE, connectivity=4))):
+        found[key] = judge(f"check-{key}", Cell(network, rule)).detections
+        acc = [hits(found[key], truth, c, 0.1, np.arange(len(truth.sizes))) for c in range(8)]
+        shares = [sum(a) / len(a) for a in acc if a]
+        what = ("connectivity", "4") if key == "4" else ("base", "base")
+        assert rows[what]["acc"][0] == pytest.approx(np.mean(shares))
+    halves = split_by_patient(protocol.patients, 0.5, seed=3)
+    for half, images in enumerate(halves):
+        counts = [
+            [hit for c in range(8) for hit in hits(found[key], truth, c, 0.1, images)]
+            for key in ("4", "base")
+        ]
+        expected = np.mean(counts[0]) - np.mean(counts[1])
+        assert rows["connectivity", "4"]["minus base"][half][0][0] == pytest.approx(expected)
+
+
+def hits(found: Detections, truth: Truth, cls: int, threshold: float, images: np.ndarray) -> list[bool]:
+    """Whether each true box of a class, on those images, is found: box by box."""
+    made = []
+    for image, c, box in zip(truth.images, truth.classes, truth.boxes, strict=True):
+        if c == cls and image in images:
+            own = found.boxes[(found.images == image) & (found.classes == cls)]
+            made.append(bool((metrics.iou(own, box[None]) > threshold).any()))
+    return made
 
 
 def test_what_the_tables_hold_is_what_the_paper_names() -> None:

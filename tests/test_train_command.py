@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from cxr_fast.cli import main
 from cxr_fast.mining import DEMO_MODEL
-from cxr_fast.models import load_checkpoint
+from cxr_fast.models import Architecture, load_checkpoint
 from cxr_fast.phantom import PhantomSettings, write_archive
+from cxr_fast.reproduce import real
+from cxr_fast.training.settings import from_values, read_yaml
 
 SMALL = ["--backbone", "resnet18", "--width", "0.125", "--in-channels", "1", "--input-size", "64"]
 SHORT = ["--epochs", "1", "--batch-size", "16", "--threads", "1", "--precision", "float32"]
@@ -100,6 +104,46 @@ def test_a_config_file_and_flags_over_it(archive: Path, tmp_path: Path) -> None:
     again = run("train", archive, "--out", out, "--config", tmp_path / "run.yaml", "--threads", "1")
     assert again.exit_code == 1
     assert "settings.epochs: 1 -> 3" in again.output
+
+
+RECIPE = Path(__file__).parents[1] / "docs" / "recipes" / "own-archive.yaml"
+
+
+def test_the_recipe_for_one_s_own_archive_is_that_of_the_evidence(tmp_path: Path) -> None:
+    values = read_yaml(RECIPE)
+    network = {f.name: values.pop(f.name) for f in fields(Architecture) if f.name in values}
+    assert replace(Architecture(msa="none"), **network) == real.NETWORKS["LSE, fine, halves"]
+    assert (values.pop("input_size"), values.pop("standardise")) == (real._SIZE, True)
+    assert from_values(values) == real._TRAINING
+
+
+def test_a_network_beyond_the_paper_learns_mines_and_is_described(
+    archive: Path, tmp_path: Path
+) -> None:
+    """The recipe, smaller, on an archive with two findings of its own naming."""
+    copy = tmp_path / "archive"
+    write_archive(copy, PhantomSettings(images=64, size=64, seed=6))
+    table = next(copy.glob("Data_Entry*"))
+    table.write_text(table.read_text().replace("Effusion", "Fluid"))
+    ran = run(
+        "train", copy, "--out", tmp_path / "out", "--config", RECIPE, "--findings", "Fluid, Mass",
+        "--epochs", "1", "--batch-size", "16", "--threads", "1", "--width", "0.125",
+        "--input-size", "64",
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    card = load_checkpoint(tmp_path / "out" / "last.safetensors")[1]
+    assert card.class_names == ("Fluid", "Mass")
+    assert (card.standardise, card.architecture.bilateral, card.architecture.neck) == (True, True, 64)
+    model = tmp_path / "regions.safetensors"
+    changed = run(
+        "card", tmp_path / "out" / "last.safetensors", "--out", model, "--select", "regions",
+        "--steps", "2", "--cam-threshold", "0.75",
+    )  # fmt: skip
+    assert changed.exit_code == 0, changed.output
+    mined = run("mine", copy / "images", "--model", model, "--out", tmp_path / "run", "--threads", "1")
+    assert mined.exit_code == 0, mined.output
+    rows = pq.read_table(tmp_path / "run" / "findings")
+    assert set(rows["rank"].to_pylist()) == {1, 2}
 
 
 @pytest.mark.parametrize(

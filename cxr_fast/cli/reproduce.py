@@ -12,7 +12,7 @@ from cxr_fast.cli.options import cores, progress_bar, threads_option
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["table1", "table2", "table3", "fig2", "siim"]))
+@click.argument("what", type=click.Choice(["table1", "table2", "table3", "fig2", "rules", "siim"]))
 @click.option("--data", required=True, type=click.Path(path_type=Path),
               help="The archive, laid out as ChestX-ray14; for siim its own folder.")  # fmt: skip
 @click.option("--kermany", type=click.Path(path_type=Path), metavar="DIR",
@@ -40,7 +40,8 @@ def reproduce(
 ) -> None:
     """Run the paper's protocol for one of its tables, and print it beside the paper's own figures.
 
-    Or draw its Fig. 2, of the first seed. Or, as siim, train on real X-rays with image-level labels and
+    Or draw its Fig. 2, of the first seed. Or, as rules, compare what it leaves open between CAMs and
+    boxes. Or, as siim, train on real X-rays with image-level labels and
     judge boxes by true ones, with what the paper leaves out of account as named variants.
 
     Every network is trained once and kept, and so is every judged cell: the same command goes on where
@@ -86,6 +87,12 @@ def reproduce(
         if what == "fig2":
             drawn = command.reproduce_fig2(protocol, seeds[0], out, runs, reporter)
             click.echo(f"figure  {drawn}" if drawn else "no image shows any of the figure's cases")
+            return
+        if what == "rules":
+            from cxr_fast.reproduce import rules
+
+            compared = command.reproduce_rules(protocol, seeds, out, runs, reporter, console.print)
+            click.echo(rules.markdown(compared))
             return
         made = command.reproduce(what, protocol, seeds, out, runs, reporter, console.print)
     printed = Console()

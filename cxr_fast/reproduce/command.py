@@ -23,7 +23,7 @@ from cxr_fast.archive.images import read_image
 from cxr_fast.archive.truth import read_truth
 from cxr_fast.config import BOXED_FINDINGS
 from cxr_fast.files import replacing, write_whole
-from cxr_fast.reproduce import rendering, summary
+from cxr_fast.reproduce import rendering, rules, summary
 from cxr_fast.reproduce.cells import Judge
 from cxr_fast.reproduce.figure import draw_figure
 from cxr_fast.reproduce.judging import Truth
@@ -170,6 +170,19 @@ def reproduce(
     text = rendering.markdown(name, made, len(protocol.judged_names))
     write_whole(out / f"{name}.md", text.encode())
     return made
+
+
+def reproduce_rules(
+    protocol: Protocol,
+    seeds: Sequence[int],
+    out: Path,
+    runs: Path,
+    reporter: Callable[[str], Reporter] | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compare rules from CAMs to boxes; see ``rules.reproduce_rules``."""
+    judge = _judge(protocol, out, runs, reporter)
+    return rules.reproduce_rules(judge, protocol.preset, protocol.patients, seeds, out, say)
 
 
 def _judge(

@@ -40,6 +40,14 @@ class Truth(NamedTuple):
     sizes: NDArray[np.float64]
 
 
+def restricted(truth: Truth, rows: np.ndarray) -> Truth:
+    """The boxes of those images, numbered by their place in ``rows``."""
+    place = np.full(len(truth.sizes), -1)
+    place[rows] = np.arange(len(rows))
+    kept = place[truth.images] >= 0
+    return Truth(place[truth.images[kept]], truth.classes[kept], truth.boxes[kept], truth.sizes[rows])
+
+
 class Heatmaps(NamedTuple):
     """``heatmap`` [N, C, H, W], and the attention that made it."""
 

@@ -30,6 +30,7 @@ from cxr_fast.reproduce.judging import (
     localise,
     random_boxes,
     ranking,
+    restricted,
 )
 from cxr_fast.reproduce.laboratory import Laboratory, Training, essentials, outcome
 from cxr_fast.training import Augmentation, Data, MiningStepSettings, TrainingSettings
@@ -184,7 +185,7 @@ class Study:
     def half(self, rows: np.ndarray) -> tuple[np.ndarray, Truth]:
         """Of those rows the images with the finding, and their boxes."""
         shown = rows[self.archive.labels[rows, 0] > 0]
-        return shown, siim.restricted(self.truth, shown)
+        return shown, restricted(self.truth, shown)
 
 
 def judge(study: Study, name: str, seed: int) -> dict[str, Judged]:

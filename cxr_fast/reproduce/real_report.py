@@ -82,7 +82,7 @@ def summarise(
             own = [run[family] for run in runs]
             row: dict[str, Any] = {"network": name, "rule": family}
             row |= _measured(own, truth, patients)
-            sides = own, [run[_PLAIN] for run in runs]
+            sides = [[run[rule].detections for run in runs] for rule in (family, _PLAIN)]
             row["minus"] = [list(difference(sides, truth, [0], t, patients)) for t in IOU]
             rows.append(row)
     return {

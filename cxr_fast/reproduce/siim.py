@@ -132,14 +132,6 @@ def labelled(
     return LabelledImages(images, archive.labels[rows], archive.patients[rows], names)
 
 
-def restricted(truth: Truth, rows: np.ndarray) -> Truth:
-    """The boxes of those images, numbered by their place in ``rows``."""
-    place = np.full(len(truth.sizes), -1)
-    place[rows] = np.arange(len(rows))
-    kept = place[truth.images] >= 0
-    return Truth(place[truth.images[kept]], truth.classes[kept], truth.boxes[kept], truth.sizes[rows])
-
-
 def training_data(archive: Archive, parts: Parts, load: Callable[[Archive, np.ndarray], Any]) -> Data:
     """The training part, a tenth of its patients held back for validation; all of it may be mined."""
     ours, theirs = split_by_patient(archive.patients[parts.train], 0.1, seed=2)

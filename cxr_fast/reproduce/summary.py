@@ -145,13 +145,14 @@ def _answer(
 ) -> dict[str, Any]:
     """Acc of one row minus Acc of another, by finding and over all boxes, with paired intervals."""
     sides = [[run[name] for run in cells.values()] for name in (question.first, question.second)]
+    found = [[run.detections for run in side] for side in sides]
     entry: dict[str, Any] = {"text": question.text, "differences": {}}
     for name, chosen in [
         *((f, [i]) for i, f in enumerate(findings)),
         ("all boxes", range(len(findings))),
     ]:
         entry["differences"][name] = [
-            list(difference(sides, truth, list(chosen), threshold, patients)) for threshold in iou
+            list(difference(found, truth, list(chosen), threshold, patients)) for threshold in iou
         ]
     ranking = [np.nanmean([run.auroc for run in side]) for side in sides]
     entry["auroc"] = ranking[0] - ranking[1]
@@ -159,16 +160,14 @@ def _answer(
 
 
 def difference(
-    sides: Sequence[Sequence[Judged]],
+    sides: Sequence[Sequence[Detections]],
     truth: Truth,
     classes: list[int],
     iou_threshold: float,
     patients: np.ndarray,
 ) -> metrics.AccDifference:
     """Acc of the first side's runs minus that of the second's, over the boxes of ``classes``."""
-    first, second = (
-        [_counts(run.detections, truth, classes, iou_threshold) for run in side] for side in sides
-    )
+    first, second = ([_counts(run, truth, classes, iou_threshold) for run in side] for side in sides)
     images = np.unique(truth.images[np.isin(truth.classes, classes)])
     return metrics.acc_difference(first, second, clusters=patients[images], resamples=_RESAMPLES)
 

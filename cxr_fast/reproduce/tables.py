@@ -15,7 +15,7 @@ from cxr_fast.training.settings import Schedule
 from cxr_fast.training.step import Variant
 
 # Wang et al. 2017 cut their CAMs at 60 and 180 of 255.
-_WANG = (60 / 255, 180 / 255)
+WANG = (60 / 255, 180 / 255)
 _AGGREGATIONS: tuple[Aggregation, ...] = ("bilinear", "deconv")
 _PUBLISHED = {"deconv": "deconv."}
 
@@ -109,7 +109,7 @@ def table1(preset: Preset, seed: int) -> Table:
 def table2(preset: Preset, seed: int) -> Table:
     """Against a plain CAM and the paper's baseline, at the reference's AFP."""
     plain, rule = steps(preset.mining, 1), steps(preset.mining, 3)
-    wang = replace(plain, thresholds=_WANG, select="components")
+    wang = replace(plain, thresholds=WANG, select="components")
     size = preset.mined_size
     joint = mined(preset, seed, "kp", 3)
     rows = (

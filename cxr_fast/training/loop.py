@@ -314,14 +314,7 @@ class _Loop:
         """Loss and AUROC of the network in eval mode, each process on its share of the images."""
         logits = predict(self._result, judged, self.card, self.fabric)
         labels = np.asarray(judged.labels)
-        settings = self.settings
-        loss = classification_loss(
-            logits,
-            torch.as_tensor(labels).float(),
-            settings.balance,
-            settings.positive_weights,
-            settings.negative_weights,
-        )
+        loss = classification_loss(logits, torch.as_tensor(labels).float(), self.settings.balance)
         auroc = metrics.auroc(logits.numpy(), labels)
         row = {
             "loss": float(loss),

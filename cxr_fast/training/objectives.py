@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from cxr_fast import ops
 from cxr_fast.losses import classification_loss
 from cxr_fast.models import Classifier
-from cxr_fast.training.settings import TrainingSettings
 from cxr_fast.training.step import MiningStepSettings, mining_step
 
 
@@ -31,14 +30,14 @@ class ClassificationObjective(nn.Module):
 
     frozen: tuple[Classifier, ...] = ()
 
-    def __init__(self, model: Classifier, settings: TrainingSettings) -> None:
+    def __init__(self, model: Classifier, balance: str) -> None:
         super().__init__()
         self.model = model
-        self.weighting = settings.balance, settings.positive_weights, settings.negative_weights
+        self.balance = balance
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images [N, 1 or 3, S, S] and labels [N, C]."""
-        loss = classification_loss(self.model(images).float(), labels, *self.weighting)
+        loss = classification_loss(self.model(images).float(), labels, self.balance)
         return Losses(loss, loss, torch.zeros_like(loss))
 
 

@@ -32,9 +32,8 @@ class TrainingSettings:
     ``batch_size`` counts the images of one update, over all processes and over the ``accumulate``
     parts that it is computed in. ``decay`` of the learning rate after the share ``warmup`` of the
     updates: ``"cosine"`` to 0, or ``"constant"``. ``balance="wang"`` weights positives and negatives
-    of each batch by (P+N)/P and (P+N)/N, as Wang et al. 2017 did; ``positive_weights`` and
-    ``negative_weights`` weight those of each class by a number instead (empty: 1). ``frozen_norms``
-    keeps batch normalisation in eval mode.
+    of each batch by (P+N)/P and (P+N)/N, as Wang et al. 2017 did. ``frozen_norms`` keeps batch
+    normalisation in eval mode.
 
     Not in the paper, and off unless said: ``gradient_clip`` is the largest l2 norm of a gradient, and
     ``averaging`` the decay of an exponential moving average of the weights over the updates; what is
@@ -60,8 +59,6 @@ class TrainingSettings:
     warmup: float = 0.05
     decay: Literal["cosine", "constant"] = "cosine"
     balance: Literal["none", "wang"] = "none"
-    positive_weights: tuple[float, ...] = ()
-    negative_weights: tuple[float, ...] = ()
     frozen_norms: bool = False
     gradient_clip: float = 0.0
     averaging: float = 0.0
@@ -103,11 +100,6 @@ class TrainingSettings:
                 f"gradient_clip must be at least 0 (0: none) and averaging in [0, 1), but are "
                 f"{self.gradient_clip} and {self.averaging}"
             )
-        weights = (*self.positive_weights, *self.negative_weights)
-        if weights and self.balance != "none":
-            raise ValueError("positive_weights and negative_weights need balance 'none'; leave one out")
-        if not all(0 < weight < math.inf for weight in weights):
-            raise ValueError(f"the weights of a class must be above 0, but are {weights}")
         if self.patience is not None and self.patience < 0:
             raise ValueError(f"patience must be at least 0, but is {self.patience}; 0 never stops")
         if self.batch_size % self.accumulate:

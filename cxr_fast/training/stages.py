@@ -55,7 +55,7 @@ def train_base(
     torch.manual_seed(settings.seed)
     model = build(card, imagenet=imagenet)
     origin = f"weights of {model_digest(imagenet)}" if imagenet else "drawn"
-    objective = ClassificationObjective(model, settings)
+    objective = ClassificationObjective(model, settings.balance)
     return _one(data, objective, card, settings, out, origin, fabric, reporter)
 
 
@@ -90,7 +90,7 @@ def train_from(
             )
     else:
         return _mine(start, data, settings, out, fabric, reporter)
-    objective = ClassificationObjective(model, settings)
+    objective = ClassificationObjective(model, settings.balance)
     return _one(data, objective, card, settings, out, origin, fabric, reporter)
 
 
