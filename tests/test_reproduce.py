@@ -112,6 +112,25 @@ def test_a_table_is_made_again_to_the_digit_and_goes_on_where_it_stopped(
     assert "fig2.png" in drawn or "no image shows" in drawn
 
 
+@pytest.mark.slow
+def test_the_paper_s_preset_runs_on_small_pictures(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ResNet-50 at full width and the paper's stages; only sizes, batches and epochs are cut."""
+    stages = {name: replace(s, epochs=1) for name, s in presets.PAPER.stages.items()}
+    short = replace(
+        presets.PAPER, input_sizes=(64, 96), batch_sizes=(8, 8), mined_size=64, stages=stages
+    )
+    monkeypatch.setitem(presets.PRESETS, "paper", short)
+    monkeypatch.setattr(summary, "_RESAMPLES", 20)
+    monkeypatch.setattr(summary, "_DRAWS", 2)
+    for what, rows in (("table1", 6), ("table2", 4), ("table3", 11)):
+        run(what, archive, tmp_path, "--preset", "paper")
+        made = json.loads((tmp_path / f"{what}.json").read_text())
+        assert len(made["rows"]) == rows
+        assert np.isfinite(np.array(made["rows"][-1]["auroc"])).any()
+
+
 def test_rules_are_compared_on_two_halves(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,13 @@ def test_a_network_beyond_the_paper_learns_mines_and_is_described(
         "--input-size", "64",
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
+    whole = run(
+        "train", copy, "--out", tmp_path / "whole", "--config", RECIPE, "--findings", "Fluid, Mass",
+        "--epochs", "1", "--batch-size", "16", "--threads", "1", "--width", "0.125", "--whole",
+        "--input-size", "64", "--imagenet", tmp_path / "out" / "last.safetensors",
+    )  # fmt: skip
+    assert whole.exit_code == 0, whole.output
+    assert not load_checkpoint(tmp_path / "whole" / "last.safetensors")[1].architecture.bilateral
     card = load_checkpoint(tmp_path / "out" / "last.safetensors")[1]
     assert card.class_names == ("Fluid", "Mass")
     assert (card.standardise, card.architecture.bilateral, card.architecture.neck) == (True, True, 64)

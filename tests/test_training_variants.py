@@ -12,7 +12,7 @@ import torch
 from labelled import card, squares
 
 from cxr_fast.models import build, load_checkpoint, normalise
-from cxr_fast.training import Data, TrainingSettings, train_base
+from cxr_fast.training import Data, TrainingSettings, train_base, train_from
 from cxr_fast.training.loop import train
 from cxr_fast.training.objectives import ClassificationObjective
 
@@ -93,6 +93,28 @@ def test_a_clipped_gradient_has_the_norm_that_was_asked_for(tmp_path: Path) -> N
     )
     # The weights are float32: a part of so small a step is lost in them.
     assert float(moved.double().norm()) == pytest.approx(1.9 * 0.01 * 1e-3, rel=0.02)
+
+
+@pytest.mark.slow  # compiling takes a minute each
+@pytest.mark.parametrize("stage", ["base", "mining"])
+def test_a_compiled_step_is_the_step(tmp_path: Path, stage: str) -> None:
+    """One update: a second would begin with the rounding of the first, which ReLUs amplify."""
+    gentle = replace(SETTINGS, epochs=1, optimizer="sgd", learning_rate=0.01)
+    data = Data(squares(16, 12), None, squares(2, 7))
+    start = train_base(Data(data.train), card(), gentle, tmp_path / "start").last
+    made = []
+    for compiled in (False, True):
+        settings, out = replace(gentle, compile=compiled), tmp_path / f"{compiled}"
+        if stage == "base":
+            result = train_base(Data(data.train), card(), settings, out)
+        else:
+            result = train_from(start, data, replace(settings, stage="mining"), out)
+        made.append(result)
+    plain, quick = (result.histories[0][0]["train_total"] for result in made)
+    assert quick == pytest.approx(plain, rel=1e-5)
+    weights = [load_checkpoint(result.last)[0].state_dict() for result in made]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_standardised_image_says_nothing_of_exposure() -> None:

@@ -91,6 +91,8 @@ processes.
 @click.option("--width", type=float, help="Of every layer. Default: 1.")
 @click.option("--in-channels", type=click.Choice(["1", "3"]), help="Default: 3.")
 @click.option("--input-size", type=click.IntRange(32), help="Side in pixels. Default: 512.")
+@click.option("--bilateral/--whole", default=None,
+              help="Look at each half of the image alone; stage base. Default: whole.")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["gap", "lse"]),
               help="From CAM to logit, the mean or log-sum-exp; stage base. Default: gap.")  # fmt: skip
 @click.option("--standardise", is_flag=True, default=None,

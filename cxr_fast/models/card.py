@@ -122,7 +122,7 @@ class Architecture:
     3x3 deconvolution. ``width`` multiplies every channel count, rounded to a multiple of 8, at
     least 8. ``in_channels`` is 1 or 3; a network of 3 also takes grey images, and repeats them.
 
-    What follows is not in the paper (docs/real.md says what it is good for). ``depth`` 3 leaves the
+    What follows is not in the paper (docs/evidence.md says what it is good for). ``depth`` 3 leaves the
     last stage of the backbone out, and ``last_stride`` 1 lets the last one keep its resolution: small
     receptive fields on a fine map. ``neck`` channels, where above 0, come out of a 1x1 convolution,
     normalisation and ReLU between backbone and classifier. A ``bilateral`` network sees each half of
