@@ -184,7 +184,9 @@ def test_the_real_tables(shared_data: Path) -> None:
 def test_a_network_is_ranked_by_its_own_pooling(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Not by the mean of its CAM, which log-sum-exp is not."""
     torch.manual_seed(0)
-    architecture = replace(real.NETWORKS["LSE, fine, halves"], width=0.125, neck=8, sharpness=30.0)
+    architecture = replace(
+        real.NETWORKS["LSE, fine, halves"].architecture, width=0.125, neck=8, sharpness=30.0
+    )
     model = build(architecture, 4).eval()
     card = ModelCard(architecture, siim.SIIM_CLASSES, 64)
     save_checkpoint(tmp_path / "model.safetensors", model, card)

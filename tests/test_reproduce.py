@@ -277,7 +277,9 @@ def test_answers_on_cells_whose_acc_is_known() -> None:
     rows = (tables.Row(None, "a", cell), tables.Row(None, "b", cell))
     table = tables.Table(rows, (0.3,), (tables.Question("a against b", "a", "b"),))
     patients = np.arange(3)
-    made = summary.summarise({0: table, 1: table}, cells, TRUTH, patients, ("left", "right"), False)
+    made = summary.summarise(
+        {0: table, 1: table}, cells, TRUTH, np.ones((3, 2)), patients, ("left", "right"), False
+    )
     differences = made["answers"][0]["differences"]
     assert differences["left"] == [[1.0, 1.0, 1.0]]
     assert differences["right"] == [[0.0, 0.0, 0.0]]
@@ -286,6 +288,42 @@ def test_answers_on_cells_whose_acc_is_known() -> None:
     assert made["boxes"] == [2, 2]
     text = rendering.markdown("table3", made, 3)
     assert "**+1.00 (+1.00..+1.00)**" in text
+
+
+def test_answers_below_a_bound_are_the_differences_of_the_table(rng: np.random.Generator) -> None:
+    """Also with seeds whose references have other AFP, and the reference fits under its own."""
+    side = np.array([[0, 0, 40, 40]], np.float32)
+    truth = Truth(np.repeat(np.arange(40), 2), np.tile([0, 1], 40), np.tile(side, (80, 1)),
+                  np.full((40, 2), 200.0))  # fmt: skip
+
+    def boxes(share: float) -> Judged:
+        image, cls, rank = (v.ravel() for v in np.meshgrid(range(40), range(2), (1, 2, 3)))
+        kept = rng.random(len(image)) < 0.8
+        away = 120 * (rng.random(len(image)) > share)
+        drawn = np.tile(side, (len(image), 1)) + away[:, None].astype(np.float32)
+        found = Detections(image[kept], rank[kept], cls[kept], drawn[kept])
+        return Judged(found, *[np.full(2, 0.5)] * 3)
+
+    cells = {s: {"ref": boxes(0.2 + 0.3 * s), "a": boxes(0.3), "b": boxes(0.4)} for s in (0, 1)}
+    cell = Cell(tables.base(TINY, 64, 0), MiningSettings())
+    rows = tuple(tables.Row(None, name, cell) for name in ("ref", "a", "b"))
+    question = tables.Question("a against b", "a", "b")
+    table = tables.Table(rows, (0.3,), (question,), bounded=True)
+    free = tables.Table(rows, (0.3,), (question,))
+    names = ("left", "right")
+    made, loose = (
+        summary.summarise({0: t, 1: t}, cells, truth, np.ones((40, 2)), np.arange(40), names, False)
+        for t in (table, free)
+    )
+    acc = {row["name"]: np.array(row["acc"])[..., 0].mean(0) for row in made["rows"]}
+    expected = acc["a"] - acc["b"]
+    answers = made["answers"][0]["differences"]
+    for c, name in enumerate(names):
+        assert answers[name][0][0] == pytest.approx(expected[c])
+    assert answers["all boxes"][0][0] == pytest.approx(expected.mean())
+    assert answers != loose["answers"][0]["differences"], "the bound was to cut something"
+    reference = [np.array(m["rows"][0]["acc"]) for m in (made, loose)]
+    np.testing.assert_array_equal(*reference)
 
 
 def test_cases_of_the_figure() -> None:

@@ -158,13 +158,10 @@ def reproduce(
         tables,
         cells,
         protocol.truth,
+        np.asarray(protocol.images("mined", preset.mined_size).labels),
         protocol.patients,
         BOXED_FINDINGS,
         published_bounds=preset is PRESETS["paper"],
-    )
-    labels = np.asarray(protocol.images("mined", preset.mined_size).labels)
-    made["random_floor"] = summary.random_floor(
-        protocol.truth, labels, BOXED_FINDINGS, made["iou_thresholds"]
     )
     write_whole(out / f"{name}.json", (json.dumps(made, indent=1) + "\n").encode())
     text = rendering.markdown(name, made, len(protocol.judged_names))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -38,17 +38,27 @@ from cxr_fast.training.stages import Reporter
 
 IOU = (0.1, 0.3, 0.5)
 _TUNED_AT = 0.3
-_SIZE = 128
 FINDING = (siim.SIIM_CLASSES[0],)
 
 _FINE = Architecture("resnet18", "none", 0.25, 1, depth=3, last_stride=1, neck=64)
+_BEST = replace(_FINE, pooling="lse", bilateral=True)
+
+
+class Network(NamedTuple):
+    """What is trained, on images of which side."""
+
+    architecture: Architecture
+    size: int = 128
+
+
 # By name: the paper's form first, then what is not in the paper, one thing at a time.
-NETWORKS: Mapping[str, Architecture] = {
-    "GAP, aggregation": Architecture("resnet18", "bilinear", 0.25, 1),
-    "LSE, aggregation": Architecture("resnet18", "bilinear", 0.25, 1, pooling="lse"),
-    "GAP, fine, halves": replace(_FINE, bilateral=True),
-    "LSE, fine": replace(_FINE, pooling="lse"),
-    "LSE, fine, halves": replace(_FINE, pooling="lse", bilateral=True),
+NETWORKS: Mapping[str, Network] = {
+    "GAP, aggregation": Network(Architecture("resnet18", "bilinear", 0.25, 1)),
+    "LSE, aggregation": Network(Architecture("resnet18", "bilinear", 0.25, 1, pooling="lse")),
+    "GAP, fine, halves": Network(replace(_FINE, bilateral=True)),
+    "LSE, fine": Network(replace(_FINE, pooling="lse")),
+    "LSE, fine, halves": Network(_BEST),
+    "LSE, fine, halves, 160 pixels": Network(_BEST, 160),
 }
 # Attention mining in training, from the network of that name.
 MINED = {"LSE, fine, halves, mined": "LSE, fine, halves"}
@@ -143,21 +153,22 @@ class Study:
     def training(self, name: str, seed: int) -> tuple[Laboratory, Training]:
         """The training of a network, to be done or to be known by its key."""
         source = MINED.get(name, name)
-        laboratory = self._laboratory(NETWORKS[source], self.archive, siim.SIIM_CLASSES)
+        architecture, size = NETWORKS[source]
+        laboratory = self._laboratory(architecture, self.archive, siim.SIIM_CLASSES)
         pretraining = self._pretraining(source)
         # The aggregation, if any, is trained with the rest from the beginning.
         start = Training(
             replace(_TRAINING, seed=seed),
-            _SIZE,
-            aggregation=NETWORKS[source].msa,
+            size,
+            aggregation=architecture.msa,
             origin=pretraining[0].key(pretraining[1]),
         )
-        mined = Training(replace(_MINING, seed=seed), _SIZE, start)
+        mined = Training(replace(_MINING, seed=seed), size, start)
         return laboratory, start if source == name else mined
 
     def _pretraining(self, source: str) -> tuple[Laboratory, Training]:
         """The same network on Kermany's X-rays, seen whole; one for all seeds."""
-        architecture = replace(NETWORKS[source], bilateral=False)
+        architecture = replace(NETWORKS[source].architecture, bilateral=False)
         laboratory = self._laboratory(architecture, self.kermany, siim.KERMANY_CLASSES)
         return laboratory, Training(_PRETRAINING, _PRETRAINING_SIZE, aggregation=architecture.msa)
 
@@ -201,8 +212,11 @@ def judge(study: Study, name: str, seed: int) -> dict[str, Judged]:
         paths[family] = folder / f"{_plain(name)}-{_plain(family)}-seed{seed}-{key}.parquet"
     if not all(path.exists() for path in paths.values()):
         files = study.networks(name, seed)
-        auroc = _ranking(study, files)
-        halves = {half: _cams(study, files, getattr(study.parts, half)) for half in ("tune", "report")}
+        size = training.input_size
+        auroc = _ranking(study, files, size)
+        halves = {
+            half: _cams(study, files, getattr(study.parts, half), size) for half in ("tune", "report")
+        }
         for family, rules in families().items():
             rule, tuned = _best(rules, *halves["tune"])
             judged = _judged(*halves["report"], rule, auroc)
@@ -212,18 +226,18 @@ def judge(study: Study, name: str, seed: int) -> dict[str, Judged]:
 
 
 def _cams(
-    study: Study, files: Sequence[Path], rows: np.ndarray
+    study: Study, files: Sequence[Path], rows: np.ndarray, size: int
 ) -> tuple[Tensor, NDArray[np.float32], Truth]:
     """CAMs [1, N, 1, H, W], labels [N, 1] and boxes of the images with the finding."""
     shown, truth = study.half(rows)
-    maps = class_activation_maps(files, study.labelled(study.archive, shown, _SIZE), study.fabric)
+    maps = class_activation_maps(files, study.labelled(study.archive, shown, size), study.fabric)
     return maps[:, :, :1].contiguous(), np.ones((len(shown), 1), np.float32), truth
 
 
-def _ranking(study: Study, files: Sequence[Path]) -> np.ndarray:
+def _ranking(study: Study, files: Sequence[Path], size: int) -> np.ndarray:
     """AUROC [1] on all held-back images."""
     rows = np.concatenate([study.parts.tune, study.parts.report])
-    images = study.labelled(study.archive, rows, _SIZE)
+    images = study.labelled(study.archive, rows, size)
     return ranking(files[-1], images, study.fabric)[:1]
 
 

@@ -102,7 +102,7 @@ def _measured(runs: Sequence[Judged], truth: Truth, patients: np.ndarray) -> dic
         name: [[getattr(result, name) for result in table] for table in tables]
         for name in ("acc", "afp")
     }
-    measured["interval"] = intervals(runs, truth, FINDING, IOU, None, patients)["acc"][0]
+    measured["interval"] = intervals(runs, truth, FINDING, IOU, [None] * len(runs), patients)["acc"][0]
     for name in ("auroc", "pointing", "pixel_auc"):
         measured[name] = [float(getattr(run, name)[0]) for run in runs]
     return measured

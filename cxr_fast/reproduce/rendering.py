@@ -155,12 +155,17 @@ def _quality_lines(summary: dict[str, Any]) -> list[str]:
     floors = [f"floor at T {t:g}" for t in iou]
     heads = ["method", "AUROC", "pointing game", "pixel AUC", *floors]
     lines = [
-        "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image. "
+        "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image "
+        "(first seed). "
         "AUROC is of the test list, mined images among them, whose labels mined networks have seen.",
         "",
         table_line(heads),
         table_line(["---"] * len(heads)),
     ]
+    chance = np.nanmean(summary["random_floor"], 0)
+    lines.append(
+        table_line(["three random boxes of true sizes", "", "", "", *(f"{v:.2f}" for v in chance)])
+    )
     for row in summary["rows"]:
         values = [np.nanmean(row[key]) for key in ("auroc", "pointing", "pixel_auc")]
         floor = np.nanmean(summary["floors"][row["name"]], 0)

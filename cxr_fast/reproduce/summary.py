@@ -23,52 +23,59 @@ def summarise(
     tables: Mapping[int, Table],
     cells: Mapping[int, Mapping[str, Judged]],
     truth: Truth,
+    labels: np.ndarray,
     patients: np.ndarray,
     findings: Sequence[str],
     published_bounds: bool,
 ) -> dict[str, Any]:
     """All figures of a table, as JSON values.
 
-    ``tables`` and ``cells`` by seed, the cells by name of their row; ``patients`` [N] of the judged
-    images, which are resampled whole. With ``published_bounds`` AFP is bounded by Wang's published
-    values, else by what the first row reaches here.
+    ``tables`` and ``cells`` by seed, the cells by name of their row; ``labels`` [N, C] and ``patients``
+    [N] of the judged images; patients are resampled whole. With ``published_bounds`` AFP is bounded by
+    Wang's published values, else by what the first row reaches here.
     """
     table = next(iter(tables.values()))
     iou = table.iou_thresholds
-    bounds = _bounds(table, cells, truth, findings, published_bounds)
+    bounds = {seed: _bounds(table, cells[seed], truth, findings, published_bounds) for seed in tables}
     rows = []
     for row in table.rows:
         runs = [cells[seed][row.name] for seed in tables]
-        measured = [localised(run.detections, truth, findings, iou, bounds) for run in runs]
+        measured = [
+            localised(run.detections, truth, findings, iou, bounds[seed])
+            for seed, run in zip(tables, runs, strict=True)
+        ]
         entry: dict[str, Any] = {"name": row.name, "published": row.published}
         for name in ("acc", "afp"):
             values = np.array([[getattr(r.result, name) for r in m] for m in measured])
             entry[name] = values.reshape(len(runs), len(findings), len(iou)).tolist()
-        entry["interval"] = intervals(runs, truth, findings, iou, bounds, patients)
+        entry["interval"] = intervals(runs, truth, findings, iou, list(bounds.values()), patients)
         for name in ("auroc", "pointing", "pixel_auc"):
             entry[name] = [getattr(run, name).tolist() for run in runs]
         rows.append(entry)
-    answers = [_answer(q, cells, truth, findings, iou, patients) for q in table.questions]
+    answers = [_answer(q, cells, truth, findings, iou, bounds, patients) for q in table.questions]
+    first = min(cells)
     return {
         "seeds": list(tables),
         "findings": list(findings),
         "iou_thresholds": list(iou),
         "boxes": np.bincount(truth.classes, minlength=len(findings)).tolist(),
-        "afp_bounds": None if bounds is None else bounds.tolist(),
+        "afp_bounds": None if bounds[first] is None else np.array(list(bounds.values())).tolist(),
         "rows": rows,
         "floors": {
             row.name: _floor(
-                partial(scattered, cells[min(cells)][row.name].detections, truth.sizes),
+                partial(scattered, cells[first][row.name].detections, truth.sizes),
                 truth,
                 findings,
                 iou,
+                bounds[first],
             )
             for row in table.rows
         },
         "best_box": {
-            row.name: _best_box(cells[min(cells)][row.name].detections, truth, findings, iou)
+            row.name: _best_box(cells[first][row.name].detections, truth, findings, iou)
             for row in table.rows
         },
+        "random_floor": _floor(partial(random_boxes, truth, labels), truth, findings, iou),
         "answers": answers,
     }
 
@@ -90,22 +97,22 @@ def localised(
 
 def _bounds(
     table: Table,
-    cells: Mapping[int, Mapping[str, Judged]],
+    cells: Mapping[str, Judged],
     truth: Truth,
     findings: Sequence[str],
     published: bool,
 ) -> np.ndarray | None:
-    """AFP [C, K] that no method may exceed: the reference's, just reached."""
+    """AFP [C, K] that no method of a seed may exceed: the reference's of that seed, just reached."""
     if not table.bounded:
         return None
     if published:
-        reference = [[TABLE2[t]["ref."][name].afp for t in table.iou_thresholds] for name in findings]
-        return np.array(reference)
-    runs = [
-        localised(run[table.rows[0].name].detections, truth, findings, table.iou_thresholds, None)
-        for run in cells.values()
-    ]
-    afp = np.array([[row.result.afp for row in run] for run in runs]).mean(0)
+        published_afp = [
+            [TABLE2[t]["ref."][name].afp for t in table.iou_thresholds] for name in findings
+        ]
+        return np.array(published_afp)
+    reference = cells[table.rows[0].name].detections
+    rows = localised(reference, truth, findings, table.iou_thresholds)
+    afp = np.array([row.result.afp for row in rows])
     # A prefix stays strictly below its bound, and the reference is to fit under its own.
     bounds: np.ndarray = np.nextafter(afp, np.inf).reshape(len(findings), -1)
     return bounds
@@ -116,18 +123,21 @@ def intervals(
     truth: Truth,
     findings: Sequence[str],
     iou: Sequence[float],
-    bounds: np.ndarray | None,
+    bounds: Sequence[np.ndarray | None],
     patients: np.ndarray,
 ) -> dict[str, Any]:
-    """Intervals of Acc over patients, averaged over the runs; the spread over seeds stands beside."""
+    """Intervals of Acc over patients: the mean of each run's, which is wider than that of the mean.
+
+    ``bounds`` of AFP [C, K], one a run or None, stay where they are in all resamples.
+    """
     ends = [
         metrics.localization_intervals(
             run.detections.images, run.detections.ranks, run.detections.classes, run.detections.boxes,
             truth.images, truth.classes, truth.boxes,
-            findings=findings, overlap_thresholds=iou, afp_bounds=bounds, clusters=patients,
+            findings=findings, overlap_thresholds=iou, afp_bounds=bound, clusters=patients,
             resamples=_RESAMPLES,
         )
-        for run in runs
+        for run, bound in zip(runs, bounds, strict=True)
     ]  # fmt: skip
     return {
         "acc": np.mean([e.acc for e in ends], 0).tolist(),
@@ -141,22 +151,58 @@ def _answer(
     truth: Truth,
     findings: Sequence[str],
     iou: Sequence[float],
+    bounds: Mapping[int, np.ndarray | None],
     patients: np.ndarray,
 ) -> dict[str, Any]:
-    """Acc of one row minus Acc of another, by finding and over all boxes, with paired intervals."""
+    """Acc of one row minus Acc of another, by finding and over all boxes, with paired intervals.
+
+    Under a bound of AFP the lists are cut where the whole sample reaches it, in all resamples.
+    """
     sides = [[run[name] for run in cells.values()] for name in (question.first, question.second)]
-    found = [[run.detections for run in side] for side in sides]
+    found = [
+        [
+            [
+                _within_bound(run[name].detections, truth, findings, iou, bounds[seed], k)
+                for seed, run in cells.items()
+            ]
+            for name in (question.first, question.second)
+        ]
+        for k in range(len(iou))
+    ]
     entry: dict[str, Any] = {"text": question.text, "differences": {}}
     for name, chosen in [
         *((f, [i]) for i, f in enumerate(findings)),
         ("all boxes", range(len(findings))),
     ]:
         entry["differences"][name] = [
-            list(difference(found, truth, list(chosen), threshold, patients)) for threshold in iou
+            list(difference(found[k], truth, list(chosen), threshold, patients))
+            for k, threshold in enumerate(iou)
         ]
     ranking = [np.nanmean([run.auroc for run in side]) for side in sides]
     entry["auroc"] = ranking[0] - ranking[1]
     return entry
+
+
+def _within_bound(
+    found: Detections,
+    truth: Truth,
+    findings: Sequence[str],
+    iou: Sequence[float],
+    bounds: np.ndarray | None,
+    k: int,
+) -> Detections:
+    """The boxes taken at T(IoU) ``iou[k]``: of each finding the longest list below its bound."""
+    if bounds is None:
+        return found
+    rows = localised(found, truth, findings, iou[k : k + 1], bounds[:, k : k + 1])
+    kept = []
+    for c, row in enumerate(rows):
+        own = (found.classes == c) & np.isin(found.images, truth.images[truth.classes == c])
+        places = np.flatnonzero(own)
+        order = np.lexsort((found.images[places], found.ranks[places]))
+        kept.append(places[order][: row.result.taken])
+    taken = np.concatenate(kept)
+    return Detections(found.images[taken], found.ranks[taken], found.classes[taken], found.boxes[taken])
 
 
 def difference(
@@ -193,11 +239,13 @@ def _floor(
     truth: Truth,
     findings: Sequence[str],
     iou: Sequence[float],
+    bounds: np.ndarray | None = None,
 ) -> list[list[float]]:
     """Mean Acc [C][K] of boxes at random places."""
     rng = np.random.default_rng(0)
     drawn = [
-        [row.result.acc for row in localised(draw(rng), truth, findings, iou)] for _ in range(_DRAWS)
+        [row.result.acc for row in localised(draw(rng), truth, findings, iou, bounds)]
+        for _ in range(_DRAWS)
     ]
     return np.mean(drawn, 0).reshape(len(findings), len(iou)).tolist()  # type: ignore[no-any-return]
 
@@ -211,10 +259,3 @@ def _best_box(
     acc = np.array([row.result.acc for row in rows]).reshape(len(findings), len(iou))
     floor = _floor(partial(scattered, first, truth.sizes), truth, findings, iou)
     return {"acc": acc.tolist(), "floor": floor}
-
-
-def random_floor(
-    truth: Truth, labels: np.ndarray, findings: Sequence[str], iou: Sequence[float]
-) -> list[list[float]]:
-    """Mean Acc [C][K] of three random boxes of the class's true sizes."""
-    return _floor(partial(random_boxes, truth, labels), truth, findings, iou)
