@@ -80,7 +80,8 @@ class Miner:
         cam = self.model(self.prepare(images))
         s = self.settings
         if s.select == "regions":
-            return Mined(self.model.logits(cam).sigmoid(), mine_regions(cam, s, image_sizes))
+            result = mine_regions(cam, s, image_sizes, self.model.bias)
+            return Mined(self.model.logits(cam).sigmoid(), result)
         result = ops.mine_cam(
             cam.contiguous(),
             self.model.bias,
@@ -105,12 +106,14 @@ class Miner:
         return normalise(images[:, None], self.card).to(self.device, self.dtype)
 
 
-def mine_regions(cam: Tensor, settings: MiningSettings, image_sizes: Tensor) -> ops.MiningResult:
+def mine_regions(
+    cam: Tensor, settings: MiningSettings, image_sizes: Tensor, bias: Tensor | None = None
+) -> ops.MiningResult:
     """Mine cam [N, C, H, W] with a box around what each step erases: ``select="regions"``.
 
     Maps are enlarged first, so the result's are [N, C, H * upsample, W * upsample]. A step that erases
     nothing has no box. Scores fall from 1: the peak of what a step saw over that of the first, both
-    above the first step's lowest value. ``image_sizes`` [N, 2] height and width.
+    above the first step's lowest value. ``image_sizes`` [N, 2] height and width, ``bias`` [C].
     """
     enlarged = cam.float()
     if settings.upsample > 1:
@@ -121,6 +124,8 @@ def mine_regions(cam: Tensor, settings: MiningSettings, image_sizes: Tensor) -> 
     mined = ops.mine_attention(enlarged, settings.steps, settings.cam_threshold, settings.connectivity)
     heatmap = ops.aggregate_heatmap(enlarged, mined, settings.mode)
     logits = ops.masked_gap(enlarged, mined.erased_at, settings.steps)
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)[:, None]
     return ops.MiningResult(logits, enlarged, mined, heatmap, _region_boxes(mined, image_sizes))
 
 

@@ -16,7 +16,7 @@ from cxr_fast import metrics
 from cxr_fast.cli import main
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import mine_regions
-from cxr_fast.models import ModelCard, build, save_checkpoint
+from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
 from cxr_fast.reproduce import real, siim, summary
 from cxr_fast.reproduce.judging import ranking, restricted
 from cxr_fast.training import open_fabric
@@ -39,6 +39,17 @@ def test_regions_are_the_boxes_of_what_each_step_erases() -> None:
     scores = result.found.scores
     assert (scores[..., 0] == 1).all()
     assert (scores[..., 1:] <= scores[..., :-1]).all()
+
+
+def test_logits_of_regions_have_the_bias_of_the_others() -> None:
+    torch.manual_seed(0)
+    cam, bias = torch.randn(2, 3, 8, 8), torch.tensor([1.0, -2.0, 0.5])
+    sizes = torch.tensor([[8.0, 8.0]])
+    settings = MiningSettings(steps=2, select="regions")
+    with_bias = mine_regions(cam, settings, sizes, bias).logits
+    torch.testing.assert_close(with_bias[..., 0], cam.mean((2, 3)) + bias)
+    with pytest.raises(ValueError, match="at most 127 with select='regions'"):
+        ModelCard(Architecture(), ("a",), mining=replace(settings, steps=128))
 
 
 def test_a_map_without_evidence_has_no_region() -> None:
@@ -84,8 +95,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_study_runs_and_goes_on(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(real._TRAINING, epochs=1, batch_size=8, averaging=0.5)
-    monkeypatch.setattr(real, "_TRAINING", short)
+    short = replace(real.TRAINING, epochs=1, batch_size=8, averaging=0.5)
+    monkeypatch.setattr(real, "TRAINING", short)
     monkeypatch.setattr(real, "_PRETRAINING", short)
     monkeypatch.setattr(real, "_PRETRAINING_SIZE", 64)
     monkeypatch.setattr(real, "_MINING", replace(real._MINING, epochs=1, batch_size=8))

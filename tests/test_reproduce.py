@@ -194,6 +194,27 @@ def test_what_the_tables_hold_is_what_the_paper_names() -> None:
     assert wang.rule.thresholds == (60 / 255, 180 / 255)
 
 
+def test_a_cell_is_known_by_what_it_is_judged_on(archive: Path, tmp_path: Path) -> None:
+    """And by the network: its architecture, its card, its data."""
+    protocol = command.open_protocol(archive, "small", tmp_path / "cache", 1, lambda _: lambda *_: None)
+    protocol.preset = TINY
+    judge = command._judge(protocol, tmp_path, tmp_path / "runs", None)
+    cell = Cell(tables.base(TINY, 64, 0), MiningSettings())
+    before = judge.told(cell)
+    assert judge.told(cell) == before
+    moved = replace(judge, truth=judge.truth._replace(boxes=judge.truth.boxes + 1))
+    other = np.asarray(judge.tested(64).labels).copy()
+    other[0, 0] = 1 - other[0, 0]
+    relabelled = replace(judge, tested=lambda size: judge.tested(size)._replace(labels=other))
+    for changed in (moved, relabelled):
+        assert changed.told(cell)["judged"] != before["judged"]
+        assert changed.told(cell)["networks"] == before["networks"]
+    bench = judge.laboratory
+    narrow = replace(bench, architecture=replace(bench.architecture, width=0.25))
+    for changed in (narrow, replace(bench, standardise=True), replace(bench, class_names=("a", "b"))):
+        assert changed.key(cell.training) != before["networks"]
+
+
 def test_keys_follow_everything_that_a_training_depends_on() -> None:
     training = tables.mined(TINY, 0, "kp", 3)
     changed = replace(training, start=replace(training.start, aggregation="deconv"))

@@ -61,6 +61,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert history[-1]["auroc"] > 0.9
     model, described = load_checkpoint(result.best)
     assert "stage base" in described.provenance
+    assert "validation loss" in described.provenance
     with open(tmp_path / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
@@ -130,7 +131,8 @@ from labelled import card
 from dataclasses import replace
 from cxr_fast.training import train_base
 if sys.argv[2] == "short":
-    train_base(DATA._replace(train=SHORT), card(), GENTLE, Path(sys.argv[1]))
+    settings = replace(GENTLE, averaging=0.5, gradient_clip=0.5)
+    train_base(DATA._replace(train=SHORT), card(), settings, Path(sys.argv[1]))
 else:
     train_base(DATA, card(), replace(SETTINGS, checkpoint_every=1), Path(sys.argv[1]))
 """
@@ -184,7 +186,8 @@ def test_a_real_kill(base: Path, tmp_path: Path) -> None:
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
     run = {"env": ENVIRONMENT, "check": True, "capture_output": True}
     subprocess.run(command(tmp_path / "two", "short", processes=2), **run)
-    one = train_base(DATA._replace(train=SHORT), card(), GENTLE, tmp_path / "one")
+    settings = replace(GENTLE, averaging=0.5, gradient_clip=0.5)
+    one = train_base(DATA._replace(train=SHORT), card(), settings, tmp_path / "one")
     assert_same(tmp_path / "two" / "last.safetensors", one.last, tolerance=1e-5)
     assert_same(tmp_path / "two" / "best.safetensors", one.best, tolerance=1e-5)
 
@@ -259,17 +262,47 @@ def test_the_imagenet_weights_are_a_start(tmp_path: Path) -> None:
     torch.testing.assert_close(came, source.state_dict()["layer4.1.conv2.weight"], atol=1e-6, rtol=1e-5)
 
 
+def test_without_validation_the_training_images_are_judged_and_named(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=1)
+    told = load_checkpoint(train_base(Data(SHORT), card(), settings, tmp_path).last)[1].provenance
+    assert "training loss" in told
+    assert "validation" not in told
+
+
 def test_a_folder_with_another_training_is_refused_with_the_difference(
     base: Path, tmp_path: Path
 ) -> None:
     folder = base.parent
     with pytest.raises(ValueError, match=r"settings\.learning_rate: 0\.003 -> 0\.004"):
         train_base(DATA, card(), replace(SETTINGS, learning_rate=0.004), folder)
+    for changed, named in (
+        (replace(card(), standardise=True), r"network\.standardise: False -> True"),
+        (replace(card(), class_names=("right", "left")), r"network\.class_names"),
+        (card("deconv"), r"network\.architecture\.msa"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            train_base(DATA, changed, SETTINGS, folder)
+    wide = training.open_fabric("bfloat16")
+    with pytest.raises(ValueError, match="precision: '32-true' -> 'bf16-mixed'"):
+        train_base(DATA, card(), replace(SETTINGS, precision="auto"), folder, fabric=wide)
+    with pytest.raises(ValueError, match="ask for precision float32, but the fabric has bf16-mixed"):
+        train_base(DATA, card(), SETTINGS, folder, fabric=wide)
     with pytest.raises(ValueError, match=r"data\.train"):
         train_base(DATA._replace(train=squares(96, 9)), card(), SETTINGS, folder)
     (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 not a state")
     with pytest.raises(ValueError, match="cannot be read as one"):
         train_base(DATA, card(), SETTINGS, tmp_path)
+
+
+def test_a_state_from_before_a_setting_was_added_goes_on(base: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_every=2)
+    with pytest.raises(KilledError):
+        train_base(DATA, card(), settings, tmp_path, reporter=killing(3))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["told"]["settings"]["averaging"]
+    del state["told"]["settings"]["mining"]["sharpness"]
+    torch.save(state, tmp_path / "state.pt")
+    assert_same(train_base(DATA, card(), settings, tmp_path).last, base)
 
 
 def test_two_at_once_in_one_folder(base: Path) -> None:
@@ -309,6 +342,7 @@ def test_settings_come_from_yaml_and_go_back(tmp_path: Path) -> None:
         2,
     )
     assert settings.augmentation.flip == 0.5
+    assert from_values({"mining": None, "augmentation": None}) == TrainingSettings()
     assert from_values(to_json(settings)) == settings
     assert TrainingSettings().batch_size == 64
     assert [replace(SETTINGS, stage=s, epochs=0).epochs_to_train for s in ("base", "msa-init")] == [
@@ -331,6 +365,11 @@ def test_settings_come_from_yaml_and_go_back(tmp_path: Path) -> None:
         ({"batch_size": 10, "accumulate": 4}, "multiple of accumulate"),
         ({"patience": -1}, "patience must be at least 0"),
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\)"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"augmentation": 0.5}, "augmentation must hold names and values"),
+        ({"mining": "kp"}, "mining must hold names and values"),
+        ({"mining": {"preservation": float("nan")}}, "preservation at least 0"),
+        ({"stage": "mining", "balance": "wang"}, "weighs all labels alike"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
@@ -346,6 +385,20 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
         train_base(DATA, card(), replace(SETTINGS, learning_rate=1e12), tmp_path / "nan")
     with pytest.raises(ValueError, match="there are 96 training images"):
         train_base(DATA, card(), replace(SETTINGS, batch_size=128), tmp_path)
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        train_base(
+            DATA,
+            card(),
+            replace(SETTINGS, learning_rate=1e12, gradient_clip=1.0),
+            tmp_path / "clipped",
+        )
+    one_sided = DATA.validation._replace(labels=np.zeros((48, 2), np.float32))
+    with pytest.raises(ValueError, match="some validation images have and some lack"):
+        train_base(
+            Data(DATA.train, one_sided), card(), replace(SETTINGS, monitor="auroc"), tmp_path / "auroc"
+        )
+    with pytest.raises(ValueError, match="2 images are erased, which 4 parts"):
+        train_from(base, DATA, replace(MINING, accumulate=4), tmp_path / "parts")
     with pytest.raises(ValueError, match="needs images to mine"):
         train_from(base, DATA._replace(mined=None), MINING, tmp_path)
     with pytest.raises(ValueError, match="without one, but"):

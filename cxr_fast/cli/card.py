@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 
 from cxr_fast.config import Mode, Select
+from cxr_fast.files import require_writable
 
 
 @click.command()
@@ -42,6 +43,7 @@ def card(model: str, out: Path | None, note: str | None, half: bool, **mining: A
     if note:
         described = replace(described, provenance=f"{described.provenance}. {note}")
     if out is not None:
+        require_writable(out.parent)
         save_checkpoint(out, classifier, described, dtype=torch.float16 if half else torch.float32)
     elif changes or note or half:
         raise ValueError("these changes need --out FILE: the model itself is left as it is")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 from rich.console import Console
 
 from cxr_fast.cli.options import cores, progress_bar, threads_option
+from cxr_fast.files import require_writable
 
 
 @click.command()
@@ -51,6 +53,14 @@ def reproduce(
 
     from cxr_fast.reproduce import command, rendering
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("reproduce runs in one process; start it without torchrun")
+    for flag, given in (("--network", networks), ("--kermany", kermany)):
+        if given and what != "siim":
+            raise ValueError(f"{flag} is for siim; leave it out of {what}")
+    for folder in (out, runs or out):
+        require_writable(folder)
+    seeds, networks = tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(networks))
     console = Console(stderr=True)
     torch.set_num_threads(threads or cores())
     runs = runs or out / "runs"

@@ -89,7 +89,7 @@ processes.
 @click.option("--msa", type=click.Choice(["none", "bilinear", "deconv"]),
               help="Multi-scale aggregation. Default: none in base, bilinear in msa-init.")  # fmt: skip
 @click.option("--width", type=float, help="Of every layer. Default: 1.")
-@click.option("--in-channels", type=click.Choice(["1", "3"]), help="Default: 3.")
+@click.option("--in-channels", type=click.IntRange(1, 3), help="1 or 3. Default: 3.")
 @click.option("--input-size", type=click.IntRange(32), help="Side in pixels. Default: 512.")
 @click.option("--bilateral/--whole", default=None,
               help="Look at each half of the image alone; stage base. Default: whole.")  # fmt: skip

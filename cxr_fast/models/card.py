@@ -20,6 +20,7 @@ Pooling = Literal["gap", "lse"]
 # Not a property of the method: a bound that keeps a damaged file from asking for terabytes.
 _WIDEST = 4.0
 _LARGEST_INPUT = 16384
+_MOST_REGIONS = 127  # ranks of findings are int8
 
 
 def _is_integer(value: object, low: int, high: float = math.inf) -> bool:
@@ -99,6 +100,11 @@ def _check_mining(settings: MiningSettings) -> None:
     """By the rules of the operators, so that what a card holds is what ``mine`` can run."""
     try:
         checks.require_steps(settings.steps)
+        if settings.select == "regions" and settings.steps > _MOST_REGIONS:
+            raise ValueError(
+                f"steps: expected at most {_MOST_REGIONS} with select='regions', a box each, got "
+                f"{settings.steps}; take fewer"
+            )
         checks.require_threshold("cam_threshold", settings.cam_threshold)
         checks.require_choice("mode", settings.mode, get_args(Mode))
         checks.require_box_arguments(

@@ -26,6 +26,7 @@ from cxr_fast.reproduce.judging import (
     Detections,
     Truth,
     class_activation_maps,
+    judged_digest,
     localise,
     ranking,
 )
@@ -100,11 +101,7 @@ class Judge:
 
     def __call__(self, name: str, cell: Cell) -> Judged:
         """The cell, from its file or made now; ``name`` is for people."""
-        told = {
-            "networks": self.laboratory.key(cell.training),
-            "used": cell.networks,
-            "rule": essentials(cell.rule),
-        }
+        told = self.told(cell)
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         path = self.folder / f"{name}-{key}.parquet"
         if not path.exists():
@@ -113,6 +110,16 @@ class Judge:
                 write_cell(path, judged, told | {"training": cell.training.identity()})
             self.fabric.barrier()
         return read_cell(path)
+
+    def told(self, cell: Cell) -> dict[str, Any]:
+        """All that decides what a cell holds."""
+        size = cell.training.input_size
+        return {
+            "networks": self.laboratory.key(cell.training),
+            "used": cell.networks,
+            "rule": essentials(cell.rule),
+            "judged": judged_digest(self.truth, self.judged(size), self.tested(size)),
+        }
 
     def cams(self, cell: Cell) -> Tensor:
         """CAMs [T, N, C, H, W] of the judged images."""
@@ -151,7 +158,7 @@ def write_cell(path: Path, judged: Judged, told: dict[str, Any]) -> None:
             for name, column in zip(_COLUMNS, columns, strict=True)
         }
     )
-    told |= {name: getattr(judged, name).tolist() for name in ("auroc", "pointing", "pixel_auc")}
+    told = told | {name: getattr(judged, name).tolist() for name in ("auroc", "pointing", "pixel_auc")}
     with replacing(path) as file:
         pq.write_table(
             table.replace_schema_metadata({_KEY: json.dumps(told)}), file, compression="zstd"

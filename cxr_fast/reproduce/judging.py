@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from cxr_fast.mining import mine_regions
 from cxr_fast.models import fold, load_checkpoint, normalise
 from cxr_fast.training import predict
 from cxr_fast.training.batches import Labelled
+from cxr_fast.training.state import digest
 
 
 class Detections(NamedTuple):
@@ -46,6 +48,14 @@ def restricted(truth: Truth, rows: np.ndarray) -> Truth:
     place[rows] = np.arange(len(rows))
     kept = place[truth.images] >= 0
     return Truth(place[truth.images[kept]], truth.classes[kept], truth.boxes[kept], truth.sizes[rows])
+
+
+def judged_digest(truth: Truth, *images: Labelled) -> str:
+    """SHA-256 of what boxes and rankings are judged by: true boxes, image sizes, names and labels."""
+    hashed = hashlib.sha256(" ".join(digest(part) for part in images).encode())
+    for column, kind in zip(truth, (np.int64, np.int64, np.float32, np.float64), strict=True):
+        hashed.update(np.ascontiguousarray(column, kind).tobytes())
+    return hashed.hexdigest()
 
 
 class Heatmaps(NamedTuple):

@@ -27,6 +27,7 @@ from cxr_fast.reproduce.judging import (
     Detections,
     Truth,
     class_activation_maps,
+    judged_digest,
     localise,
     random_boxes,
     ranking,
@@ -64,7 +65,7 @@ NETWORKS: Mapping[str, Network] = {
 MINED = {"LSE, fine, halves, mined": "LSE, fine, halves"}
 
 # What decided each of these is in docs/evidence.md.
-_TRAINING = TrainingSettings(
+TRAINING = TrainingSettings(
     epochs=28,
     batch_size=48,
     learning_rate=2e-3,
@@ -73,12 +74,13 @@ _TRAINING = TrainingSettings(
     gradient_clip=3.0,
     averaging=0.98,
     monitor="auroc",
+    precision="bfloat16",
     augmentation=Augmentation(rotation=0.12, zoom=0.12, shift=0.07, gain=0.2, offset=0.1, flip=0.5),
 )
 # On whole images, larger: half of one is a strange picture of a child's chest.
-_PRETRAINING, _PRETRAINING_SIZE = replace(_TRAINING, epochs=3), 192
+_PRETRAINING, _PRETRAINING_SIZE = replace(TRAINING, epochs=3), 192
 _MINING = replace(
-    _TRAINING,
+    TRAINING,
     stage="mining",
     epochs=1,
     learning_rate=2e-4,
@@ -158,7 +160,7 @@ class Study:
         pretraining = self._pretraining(source)
         # The aggregation, if any, is trained with the rest from the beginning.
         start = Training(
-            replace(_TRAINING, seed=seed),
+            replace(TRAINING, seed=seed),
             size,
             aggregation=architecture.msa,
             origin=pretraining[0].key(pretraining[1]),
@@ -193,6 +195,13 @@ class Study:
         """Images of an archive, through the cache."""
         return siim.labelled(archive, rows, size, self.runs / "images", self.threads)
 
+    def judged_digest(self, size: int) -> str:
+        """What rules are tuned on, and what is reported on."""
+        parts = (
+            self.labelled(self.archive, rows, size) for rows in (self.parts.tune, self.parts.report)
+        )
+        return judged_digest(self.truth, *parts)
+
     def half(self, rows: np.ndarray) -> tuple[np.ndarray, Truth]:
         """Of those rows the images with the finding, and their boxes."""
         shown = rows[self.archive.labels[rows, 0] > 0]
@@ -204,10 +213,12 @@ def judge(study: Study, name: str, seed: int) -> dict[str, Judged]:
     laboratory, training = study.training(name, seed)
     folder = study.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
-    told, paths = {}, {}
-    made = laboratory.key(training)
+    told: dict[str, dict[str, Any]] = {}
+    paths = {}
+    made, judged_on = laboratory.key(training), study.judged_digest(training.input_size)
     for family, rules in families().items():
         told[family] = {"networks": made, "rules": [essentials(rule) for rule in rules]}
+        told[family] |= {"tuned at": _TUNED_AT, "judged": judged_on}
         key = hashlib.sha256(json.dumps(told[family]).encode()).hexdigest()[:12]
         paths[family] = folder / f"{_plain(name)}-{_plain(family)}-seed{seed}-{key}.parquet"
     if not all(path.exists() for path in paths.values()):

@@ -69,6 +69,12 @@ def read_siim(folder: Path) -> Archive:
 def read_kermany(folder: Path) -> Archive:
     """All images; errors name file and line."""
     rows = list(_rows(folder / "labels.csv", ("image", "patient", "pneumonia", "type")))
+    for line, row in rows:
+        if row["pneumonia"] not in ("0", "1") or row["type"] not in ("normal", "bacteria", "virus"):
+            raise ValueError(
+                f"{folder / 'labels.csv'}, line {line}: expected pneumonia 0 or 1 and a type out of "
+                f"normal, bacteria, virus, got {row['pneumonia']!r} and {row['type']!r}; mend the row"
+            )
     labels = np.array(
         [
             [row["pneumonia"] == "1", row["type"] == "bacteria", row["type"] == "virus"]

@@ -62,7 +62,7 @@ def summarise(
         "afp_bounds": None if bounds[first] is None else np.array(list(bounds.values())).tolist(),
         "rows": rows,
         "floors": {
-            row.name: _floor(
+            row.name: floor(
                 partial(scattered, cells[first][row.name].detections, truth.sizes),
                 truth,
                 findings,
@@ -75,7 +75,7 @@ def summarise(
             row.name: _best_box(cells[first][row.name].detections, truth, findings, iou)
             for row in table.rows
         },
-        "random_floor": _floor(partial(random_boxes, truth, labels), truth, findings, iou),
+        "random_floor": floor(partial(random_boxes, truth, labels), truth, findings, iou),
         "answers": answers,
     }
 
@@ -234,14 +234,14 @@ def _counts(
     return metrics.ImageCounts(*total)
 
 
-def _floor(
+def floor(
     draw: Callable[[np.random.Generator], Detections],
     truth: Truth,
     findings: Sequence[str],
     iou: Sequence[float],
     bounds: np.ndarray | None = None,
 ) -> list[list[float]]:
-    """Mean Acc [C][K] of boxes at random places."""
+    """Mean Acc [C][K] of boxes that ``draw`` puts at random places."""
     rng = np.random.default_rng(0)
     drawn = [
         [row.result.acc for row in localised(draw(rng), truth, findings, iou, bounds)]
@@ -257,5 +257,5 @@ def _best_box(
     first = Detections(*(column[found.ranks == 1] for column in found))
     rows = localised(first, truth, findings, iou)
     acc = np.array([row.result.acc for row in rows]).reshape(len(findings), len(iou))
-    floor = _floor(partial(scattered, first, truth.sizes), truth, findings, iou)
-    return {"acc": acc.tolist(), "floor": floor}
+    chance = floor(partial(scattered, first, truth.sizes), truth, findings, iou)
+    return {"acc": acc.tolist(), "floor": chance}

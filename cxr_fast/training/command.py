@@ -56,6 +56,10 @@ class TrainingJob:
         data = self._data(images_read, threads)
         if fabric.is_global_zero:
             counts = [f"{len(part.labels)} {name}" for name, part in data._asdict().items() if part]
+            listed = len(read_split(self.others["mine_list"])) if data.mined else 0
+            if data.mined and listed > len(data.mined.labels):
+                left_out = listed - len(data.mined.labels)
+                say(f"{left_out} images to mine are of patients held back for validation: left out")
             say(f"{', '.join(counts)} images; {fabric.world_size} processes on {fabric.device.type}")
         return self._train(data, fabric, reporter)
 
@@ -69,17 +73,38 @@ class TrainingJob:
                 archive, names, size, cache=self.cache, threads=threads, progress=images_read(what)
             )
 
-        names = archive.split("train_val")
-        train, held = names, ()
-        if self.settings.validation:
-            ours, theirs = split_by_patient(archive.patients(names), self.settings.validation, seed=0)
-            train, held = tuple(names[i] for i in ours), tuple(names[i] for i in theirs)
-        mined = self.others["mine_list"]
+        train, held = self._split()
+        mined = self._mined(held)
         return Data(
             read(train, "training images"),
             read(held, "validation images") if held else None,
-            read(read_split(mined), "images to mine") if mined else None,
+            read(mined, "images to mine") if mined else None,
         )
+
+    def _split(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Images to train on, and those held back."""
+        names = self.archive.split("train_val")
+        if not self.settings.validation:
+            return names, ()
+        patients = self.archive.patients(names)
+        ours, theirs = split_by_patient(patients, self.settings.validation, seed=0)
+        return tuple(names[i] for i in ours), tuple(names[i] for i in theirs)
+
+    def _mined(self, held: tuple[str, ...]) -> tuple[str, ...]:
+        """Images to mine, without those of patients who are held back: these judge, and never learn."""
+        listed = self.others["mine_list"]
+        if not listed:
+            return ()
+        names = read_split(listed)
+        judging = set(self.archive.patients(held).tolist())
+        patients = self.archive.patients(names).tolist()
+        kept = tuple(n for n, patient in zip(names, patients, strict=True) if patient not in judging)
+        if not kept:
+            raise ValueError(
+                f"{listed} names images of patients who are held back for validation, and no others; "
+                "name more, or train with --validation 0"
+            )
+        return kept
 
     def _train(self, data: Data, fabric: Fabric, reporter: Reporter | None) -> StageResult:
         if self.settings.stage == "base":
@@ -119,21 +144,24 @@ def prepare(
     ValueError, in a sentence, for anything that is missing or wrong.
     """
     values = read_yaml(config) if config else {}
-    others = {**_OTHERS, **{k: values.pop(k) for k in list(values) if k in _OTHERS}}
+    given = {k: values.pop(k) for k in list(values) if k in _OTHERS}
     for name, value in flags.items():
         if value is None:
             continue
         if name in _OTHERS:
-            others[name] = value
+            given[name] = value
             continue
         part = next((p for p, kind in PARTS.items() if name in {f.name for f in fields(kind)}), None)
-        (values.setdefault(part, {}) if part else values)[name] = value
+        if part and values.get(part) is None:
+            values[part] = {}
+        (values[part] if part else values)[name] = value
+    given = {name: value for name, value in given.items() if value is not None}
+    others = {**_OTHERS, **given}
     settings = from_values(values)
     _check_starts(settings, others)
     require_writable(out)
     if settings.stage == "base":
-        network = {name: others[name] for name in _NETWORK}
-        network |= {"msa": others["msa"] or "none", "in_channels": int(others["in_channels"])}
+        network = {name: others[name] for name in _NETWORK} | {"msa": others["msa"] or "none"}
         card = ModelCard(
             Architecture(**network),
             findings,
@@ -142,15 +170,37 @@ def prepare(
         )
     else:
         _, card = load_checkpoint(Path(others["start"]))
+        _check_network(settings, card, given)
     opened = open_archive(archive, card.class_names, missing=missing)
     if others["mine_list"]:
         _check_mine_list(Path(others["mine_list"]), opened)
     return TrainingJob(opened, settings, card, others, cache, out)
 
 
+def _check_network(settings: TrainingSettings, card: ModelCard, given: Mapping[str, Any]) -> None:
+    """What is said of the network is true of the one to go on from: only the stage base makes one."""
+    has = {**vars(card.architecture), "input_size": card.input_size, "standardise": card.standardise}
+    if settings.stage == "msa-init":
+        has.pop("msa")
+    for name, value in given.items():
+        if name in has and value != has[name]:
+            raise ValueError(
+                f"{name} is {value!r}, but the model to go on from has {has[name]!r}; only the stage "
+                "base makes a network: leave it out, or start from another"
+            )
+
+
 def _check_starts(settings: TrainingSettings, others: Mapping[str, Any]) -> None:
     """Which stage needs which of the files."""
     stage = settings.stage
+    for name in ("start", "mine_list", "imagenet"):
+        if not isinstance(others[name], str | None):
+            raise ValueError(f"{name} must be the name of a file, but is {others[name]!r}")
+    if others["imagenet"] is not None:
+        if stage != "base":
+            raise ValueError(f"the stage {stage} goes on from a model; leave --imagenet out")
+        if not Path(others["imagenet"]).is_file():
+            raise FileNotFoundError(f"--imagenet must be a file, but {others['imagenet']} is none")
     if (stage == "base") != (others["start"] is None):
         raise ValueError(
             f"the stage {stage} "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,10 +23,12 @@ from cxr_fast.files import held
 from cxr_fast.losses import classification_loss
 from cxr_fast.mining import Precision, resolve_device, resolve_precision
 from cxr_fast.models import Classifier, ModelCard, normalise, save_checkpoint
+from cxr_fast.models.card import card_to_json
 from cxr_fast.training.batches import Labelled, Plan
 from cxr_fast.training.logs import Board, write_csv
 from cxr_fast.training.norms import freeze, synchronise
 from cxr_fast.training.objectives import ClassificationObjective, MiningObjective
+from cxr_fast.training.preconditions import require_both_labels, require_monitored, require_precision
 from cxr_fast.training.settings import TrainingSettings, to_json
 from cxr_fast.training.state import Progress, digest, load_state, save_state
 
@@ -99,15 +101,21 @@ def train(
         report: called after every update.
 
     Raises:
-        ValueError: a class without positive or without negative images, a batch that the processes
-            cannot share, a loss that is not finite, a folder with another training.
+        ValueError: a class without positive or without negative images, validation images that the
+            monitored value cannot be had of, a batch that the processes cannot share, another
+            precision than the fabric's, a loss that is not finite, a folder with another training.
         RuntimeError: a folder that another process trains in.
     """
     fabric = fabric or open_fabric(settings.precision)
-    _require_both_labels(data.train, card.class_names)
+    require_both_labels(data.train, card.class_names)
+    require_monitored(data.validation, settings)
     plan = _plan(data, settings, fabric.world_size)
+    require_precision(settings, fabric)
+    network = card_to_json(card)
     told = {
         "settings": to_json(settings),
+        "network": {k: v for k, v in network.items() if k not in ("provenance", "mining")},
+        "precision": fabric.strategy.precision.precision,
         "data": {name: digest(part) for name, part in zip(Data._fields, data, strict=True)},
         "start": start,
         "processes": fabric.world_size,
@@ -134,7 +142,12 @@ def _plan(data: Data, settings: TrainingSettings, processes: int) -> Plan:
     if settings.stage == "mining":
         if data.mined is None or not len(data.mined.labels):
             raise ValueError("the stage mining needs images to mine; name them")
-        erased = settings.mining.erased_images(batch // parts) * parts
+        erased = settings.mining.erased_images(batch)
+        if settings.mining.erased_images(batch // parts) * parts != erased:
+            raise ValueError(
+                f"of a batch of {batch}, {erased} images are erased, which {parts} parts (processes x "
+                "accumulate) cannot share equally; take fewer parts, or a larger batch"
+            )
     plan = Plan(data.train, data.mined if erased else None, settings, erased)
     if len(data.train.labels) < batch - erased:
         raise ValueError(
@@ -221,6 +234,7 @@ class _Loop:
         if self.settings.frozen_norms:
             freeze(self.model)
         while progress.update < self.plan.updates:
+            rate = self._rate()
             losses = self._update()
             if not math.isfinite(losses["total"]):
                 raise ValueError(
@@ -230,7 +244,7 @@ class _Loop:
             for name, value in losses.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             progress.update += 1
-            board.write("update", {**losses, "learning_rate": self._rate()}, self._done())
+            board.write("update", {**losses, "learning_rate": rate}, self._done())
             if report:
                 report(
                     self._done(),
@@ -261,7 +275,13 @@ class _Loop:
                 fabric.backward(losses.total / accumulate)
             total += torch.stack([value.detach().float() for value in losses]) / accumulate
         if self.settings.gradient_clip:
-            fabric.clip_gradients(self.objective, self.optimizer, max_norm=self.settings.gradient_clip)
+            # A loss that is not finite is told by name, after the update.
+            fabric.clip_gradients(
+                self.objective,
+                self.optimizer,
+                max_norm=self.settings.gradient_clip,
+                error_if_nonfinite=False,
+            )
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -286,6 +306,8 @@ class _Loop:
         judged = self.validation if self.validation is not None else self.plan.kept
         row |= self._judge(judged)
         monitored = row["loss"] if settings.monitor == "loss" else -row["auroc"]
+        if math.isnan(monitored):  # of training images: their AUROC can be had of all or of none
+            monitored = math.inf
         progress.history.append(row)
         progress.epoch, progress.update, progress.sums = progress.epoch + 1, 0, {}
         improved = monitored < progress.best or not progress.best_epoch
@@ -304,8 +326,11 @@ class _Loop:
 
     def _write_model(self, path: Path) -> None:
         progress = self.progress
+        row = progress.history[-1]
+        judged = "validation" if self.validation is not None else "training"
         told = (
-            f"stage {self.settings.stage}, {progress.epoch} epochs, {_described(progress.history[-1])}"
+            f"stage {self.settings.stage}, {progress.epoch} epochs, {judged} loss {row['loss']:.4f}, "
+            f"mean AUROC {row['auroc']:.3f}"
         )
         before = f"{self.card.provenance}; " if self.card.provenance else ""
         save_checkpoint(path, self._result, replace(self.card, provenance=before + told))
@@ -345,19 +370,6 @@ def predict(
         gathered = fabric.all_gather(gathered).flatten(0, 1)  # type: ignore[union-attr]
     model.train(was_training)
     return gathered[:count].cpu()
-
-
-def _described(row: Mapping[str, float]) -> str:
-    return f"validation loss {row['loss']:.4f}, mean AUROC {row['auroc']:.3f}"
-
-
-def _require_both_labels(data: Labelled, names: tuple[str, ...]) -> None:
-    for name, share in zip(names, np.asarray(data.labels).mean(0).tolist(), strict=True):
-        if not 0 < share < 1:
-            raise ValueError(
-                f"{name} is {'in every' if share else 'in no'} training image; a classifier needs "
-                "both: leave the finding out, or give more images"
-            )
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

@@ -80,6 +80,13 @@ class TrainingSettings:
         for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
+        if self.stage == "mining" and self.balance != "none":
+            raise ValueError(
+                "the stage mining weighs all labels alike (Eq. 3), but balance is "
+                f"{self.balance!r}; leave it out"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, but is {self.seed}")
         if self.epochs < 0 or self.batch_size < 2:
             raise ValueError(
                 f"epochs must be at least 1 (or 0 for the stage's own) and batch_size at least 2, but "
@@ -147,8 +154,16 @@ def from_values(values: Mapping[str, Any]) -> TrainingSettings:
     """
     flat = _known(TrainingSettings, values, "settings")
     for name, kind in PARTS.items():
-        if name in flat and isinstance(flat[name], Mapping):
-            flat[name] = kind(**_known(kind, flat[name], name))
+        given = flat.pop(name, None)  # an entry without a value, in YAML, is None
+        if isinstance(given, kind):
+            flat[name] = given
+        elif isinstance(given, Mapping):
+            flat[name] = kind(**_known(kind, given, name))
+        elif given is not None:
+            raise ValueError(
+                f"{name} must hold names and values, such as '{fields(kind)[0].name}: ...', but is "
+                f"{given!r}"
+            )
     return TrainingSettings(**flat)
 
 

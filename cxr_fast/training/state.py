@@ -18,6 +18,7 @@ import torch
 
 from cxr_fast.files import differences, write_whole
 from cxr_fast.training.batches import Labelled
+from cxr_fast.training.settings import PARTS, TrainingSettings, to_json
 
 STATE = "state.pt"
 
@@ -63,6 +64,8 @@ def load_state(folder: Path, told: dict[str, Any]) -> tuple[Progress, dict[str, 
             f"{path} must be the state of a training, but cannot be read as one: {error}; remove it to "
             "begin again, or name another folder"
         ) from error
+    # A setting that is newer than the state had its default's meaning.
+    before["settings"] = _completed(before["settings"])
     changed = differences(before, told)
     if changed:
         raise ValueError(
@@ -72,8 +75,18 @@ def load_state(folder: Path, told: dict[str, Any]) -> tuple[Progress, dict[str, 
     return progress, tensors
 
 
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    defaults = to_json(TrainingSettings())
+    for name in PARTS:
+        settings = settings | {name: defaults[name] | settings[name]}
+    return defaults | settings
+
+
 def digest(source: Labelled | None) -> str:
-    """SHA-256 over names and labels of the images, in order: which data a training is about."""
+    """SHA-256 over names and labels of the images, in order: which data a training is about.
+
+    Not over pixels: they are not the same to the bit on every machine.
+    """
     if source is None:
         return "none"
     hashed = hashlib.sha256("\n".join(source.names).encode())

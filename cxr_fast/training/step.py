@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -48,7 +49,7 @@ class MiningStepSettings:
         checks.require_threshold("cam_threshold", self.cam_threshold)
         checks.require_connectivity(self.connectivity)
         checks.require_choice("pooling", self.pooling, ("gap", "lse"))
-        if not 0 < self.erased_share < 1 or self.preservation < 0:
+        if not 0 < self.erased_share < 1 or not 0 <= self.preservation < math.inf:
             raise ValueError(
                 "erased_share must be above 0 and below 1, and preservation at least 0, but are "
                 f"{self.erased_share} and {self.preservation}"
