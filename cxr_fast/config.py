@@ -46,7 +46,7 @@ class MiningSettings:
     cam_threshold: float = 0.5
     connectivity: int = 8
     mode: Mode = "normalized"
-    # Chosen on planted findings; the figures are in docs/box-rule.md.
+    # Chosen on planted findings; the figures are in docs/evidence.md.
     thresholds: tuple[float, ...] = (0.6, 0.75, 0.9)
     select: Select = "components"
     max_boxes: int = 3

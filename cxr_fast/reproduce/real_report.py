@@ -15,7 +15,7 @@ from cxr_fast.reproduce import siim
 from cxr_fast.reproduce.cells import Judged
 from cxr_fast.reproduce.judging import Truth, scattered
 from cxr_fast.reproduce.real import FINDING, IOU, MINED, NETWORKS, TRAINING, Study, judge, yardsticks
-from cxr_fast.reproduce.rendering import table_line
+from cxr_fast.reproduce.rendering import difference_text, table_line
 from cxr_fast.reproduce.summary import difference, floor, intervals, localised
 from cxr_fast.training import open_fabric
 from cxr_fast.training.stages import Reporter
@@ -144,10 +144,8 @@ def markdown(made: Mapping[str, Any]) -> str:
         for k in range(len(iou)):
             low, high = row["interval"][k]
             cells.append(f"{acc[k]:.2f} ({low:.2f}..{high:.2f}) / {afp[k]:.2f}")
-        value, low, high = row["minus"][1]
-        text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
         chance = row["floor"][1]
         cells += [f"{acc[1] / random[1]:.1f}", f"{acc[1] / chance:.1f}" if chance else ""]
-        cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        cells.append(difference_text(*row["minus"][1]))
         lines.append(table_line([row["network"], row["rule"], *cells]))
     return "\n".join(lines) + "\n"

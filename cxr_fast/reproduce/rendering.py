@@ -141,9 +141,7 @@ def _answer_lines(summary: dict[str, Any]) -> list[str]:
         for answer in summary["answers"]:
             cells = []
             for column in columns:
-                value, low, high = answer["differences"][column][k]
-                text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
-                cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+                cells.append(difference_text(*answer["differences"][column][k]))
             lines.append(table_line([answer["text"], *cells]))
         lines.append("")
     return lines
@@ -191,6 +189,12 @@ def _best_box_lines(summary: dict[str, Any]) -> list[str]:
         told = (f"{acc:.2f}, x{acc / floor:.1f}" if floor else f"{acc:.2f}" for acc, floor in pairs)
         lines.append(table_line([row["name"], *told]))
     return lines
+
+
+def difference_text(value: float, low: float, high: float) -> str:
+    """A difference with its interval, bold where that excludes zero."""
+    text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def table_line(cells: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from cxr_fast.files import write_whole
 from cxr_fast.reproduce.cells import Cell, Judge
 from cxr_fast.reproduce.judging import Detections, Truth, localise, restricted
 from cxr_fast.reproduce.presets import Preset
-from cxr_fast.reproduce.rendering import table_line
+from cxr_fast.reproduce.rendering import difference_text, table_line
 from cxr_fast.reproduce.summary import difference, localised
 from cxr_fast.reproduce.tables import WANG, aggregated, mined
 
@@ -156,9 +156,7 @@ def markdown(made: Mapping[str, Any]) -> str:
             cells = [row["what"], row["rule"], *(f"{acc:.2f} / {afp:.2f}" for acc, afp in pairs)]
             for k in range(2):
                 for half in range(2):
-                    value, low, high = row["minus base"][half][k]
-                    text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
-                    cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+                    cells.append(difference_text(*row["minus base"][half][k]))
             lines.append(table_line(cells))
         lines.append("")
     return "\n".join(lines)

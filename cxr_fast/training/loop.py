@@ -94,7 +94,8 @@ def train(
         settings: how.
         out: ``best.safetensors``, ``last.safetensors``, ``metrics.csv``, ``tensorboard/`` and the
             state of an unfinished training. A training that it holds already goes on, and ends with
-            the weights that it would have had without the interruption (bit for bit in one process).
+            the weights that it would have had without the interruption (bit for bit in one
+            process on a CPU, with as many threads).
         start: what the network's first weights are, in words or as a digest; a part of what a resumed
             training must have in common with the first.
         fabric: device and processes; ``open_fabric`` by default.
