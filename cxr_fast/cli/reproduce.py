@@ -42,13 +42,14 @@ def reproduce(
 ) -> None:
     """Run the paper's protocol for one of its tables, and print it beside the paper's own figures.
 
-    Or draw its Fig. 2, of the first seed. Or, as rules, compare what it leaves open between CAMs and
-    boxes. Or, as siim, train on real X-rays with image-level labels and
-    judge boxes by true ones, with what the paper leaves out of account as named variants.
+    \b
+    table1  aggregation and input size      fig2   the paper's Fig. 2, of the first seed
+    table2  against a plain CAM             rules  what the paper leaves open from CAMs to boxes
+    table3  steps, knowledge preservation   siim   real X-rays, and variants beyond the paper
 
-    Every network is trained once and kept, and so is every judged cell: the same command goes on where
-    it stopped. Writes OUT/tableN.json and OUT/tableN.md.
-    """
+    All learn from image-level labels alone. Every network is trained once and kept, and so is every
+    judged cell: the same command goes on where it stopped. Writes OUT/WHAT.json and OUT/WHAT.md.
+    """  # noqa: D301 - click's mark for lines to leave as they are is a backspace
     import torch
 
     from cxr_fast.reproduce import command, rendering

@@ -30,7 +30,7 @@ BASE = MiningSettings(steps=1, thresholds=(0.6, 0.75, 0.9), upsample=4)
 
 
 def rules() -> dict[str, dict[str, MiningSettings]]:
-    """The rules by what they vary and how; each but the paper's number of steps has one."""
+    """What is compared with ``BASE``: what a rule varies, how, and the rule."""
     lists: dict[str, tuple[float, ...]] = {"60/255, 180/255": WANG}
     lists |= {
         ", ".join(f"{cut:g}" for cut in cuts): cuts
