@@ -10,14 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
+import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from networks import ARCHITECTURES, relative, trained
 from torch import Tensor
 
 from cxr_fast.models import Architecture, Classifier, ModelCard, build, fold
+from cxr_fast.models.msa import upsample_deconv
 
 BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}
 
@@ -168,6 +171,21 @@ def test_width_rounds_to_multiples_of_eight(width: float, channels: int) -> None
         model = Classifier(Architecture("resnet18", "bilinear", width), 3)
     assert model.conv1.weight.shape[0] == channels
     assert all(p.shape[0] % 8 == 0 for n, p in model.named_parameters() if "fc" not in n)
+
+
+def test_a_deconvolution_begins_as_linear_interpolation() -> None:
+    """At the even places the pixels themselves, between them their means."""
+    torch.manual_seed(0)
+    model = Classifier(Architecture("resnet18", "deconv", 0.125), 3)
+    assert model.msa is not None
+    assert model.msa.deconv is not None
+    x = torch.randn(2, model.msa.from_last, 5, 4)
+    with torch.no_grad():
+        up = upsample_deconv(x, model.msa.deconv.weight, (9, 7)).numpy()
+    rows, columns = np.meshgrid(np.arange(9) / 2, np.arange(7) / 2, indexing="ij")
+    for image, channel in np.ndindex(2, 8):
+        expected = scipy.ndimage.map_coordinates(x[image, channel].numpy(), [rows, columns], order=1)
+        np.testing.assert_allclose(up[image, channel], expected, atol=1e-6)
 
 
 def test_width_scales_the_aggregation_too() -> None:
