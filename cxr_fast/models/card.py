@@ -125,9 +125,9 @@ class Architecture:
     """The network of a model. ValueError for a value outside its range.
 
     ``msa``: multi-scale aggregation (Sec. 2.3 of the paper), its x2 upsampling bilinear or by a
-    3x3 deconvolution (which begins as interpolation). ``width`` multiplies every channel count, rounded
-    to a multiple of 8, at least 8. ``in_channels`` is 1 or 3; a network of 3 also takes grey images, and
-    repeats them.
+    3x3 deconvolution (which begins as interpolation). ``width`` multiplies every channel count,
+    rounded to a multiple of 8, at least 8. ``in_channels`` is 1 or 3; a network of 3 also takes grey
+    images, and repeats them.
 
     What follows is not in the paper (docs/evidence.md says what it is good for). ``depth`` 3 leaves the
     last stage of the backbone out, and ``last_stride`` 1 lets the last one keep its resolution: small
