@@ -79,6 +79,7 @@ def test_every_stage_learns_without_opening_a_table_of_boxes(archive: Path, tmp_
     assert not [name for name in _OPENED if "BBox" in name]
     card = load_checkpoint(start)[1]
     assert card.architecture.msa == "bilinear"
+    assert (card.mining.select, card.mining.steps) == ("components", 1)
     assert card.provenance.count("stage ") == 4
     assert "mean AUROC" in ran.output
 
@@ -145,16 +146,12 @@ def test_a_network_beyond_the_paper_learns_mines_and_is_described(
     card = load_checkpoint(tmp_path / "out" / "last.safetensors")[1]
     assert card.class_names == ("Fluid", "Mass")
     assert (card.standardise, card.architecture.bilateral, card.architecture.neck) == (True, True, 64)
-    model = tmp_path / "regions.safetensors"
-    changed = run(
-        "card", tmp_path / "out" / "last.safetensors", "--out", model, "--select", "regions",
-        "--steps", "2", "--cam-threshold", "0.75",
-    )  # fmt: skip
-    assert changed.exit_code == 0, changed.output
+    assert (card.mining.select, card.mining.steps) == ("regions", 3)
+    model = tmp_path / "out" / "last.safetensors"
     mined = run("mine", copy / "images", "--model", model, "--out", tmp_path / "run", "--threads", "1")
     assert mined.exit_code == 0, mined.output
     rows = pq.read_table(tmp_path / "run" / "findings")
-    assert set(rows["rank"].to_pylist()) == {1, 2}
+    assert set(rows["rank"].to_pylist()) == {1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,18 @@ class ModelCard:
             )
 
 
+def recommended_mining(architecture: Architecture) -> MiningSettings:
+    """What ``cxr-fast mine`` does by default with a newly trained network; chosen in docs/evidence.md.
+
+    Where each half of the image is looked at alone, and pooled by log-sum-exp: a box around what each
+    of three steps erases. Else the boxes of one step: more find no more of what is there, and more of
+    what is not.
+    """
+    if architecture.bilateral and architecture.pooling == "lse":
+        return MiningSettings(steps=3, cam_threshold=0.65, select="regions", upsample=4)
+    return MiningSettings(steps=1)
+
+
 def card_to_json(card: ModelCard) -> dict[str, Any]:
     """Give the card as values that JSON knows; tuples become lists there."""
     return asdict(card)

@@ -16,6 +16,7 @@ from cxr_fast.archive.chestxray14 import read_split, read_split_lines
 from cxr_fast.archive.dataset import Archive, load_images, open_archive, split_by_patient
 from cxr_fast.files import require_writable
 from cxr_fast.models import Architecture, ModelCard, load_checkpoint
+from cxr_fast.models.card import recommended_mining
 from cxr_fast.training.loop import Data, open_fabric
 from cxr_fast.training.settings import PARTS, TrainingSettings, from_values, read_yaml
 from cxr_fast.training.stages import Reporter, StageResult, train_base, train_from
@@ -162,11 +163,13 @@ def prepare(
     require_writable(out)
     if settings.stage == "base":
         network = {name: others[name] for name in _NETWORK} | {"msa": others["msa"] or "none"}
+        architecture = Architecture(**network)
         card = ModelCard(
-            Architecture(**network),
+            architecture,
             findings,
             others["input_size"],
             standardise=others["standardise"],
+            mining=recommended_mining(architecture),
         )
     else:
         _, card = load_checkpoint(Path(others["start"]))
