@@ -26,6 +26,8 @@ from cxr_fast.files import require_writable
               help="Trained networks and resized images. Default: OUT/runs.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["paper", "small"]), default="small", show_default=True,
               help="The published scale (a GPU), or one for two cores.")  # fmt: skip
+@click.option("--imagenet", type=click.Path(path_type=Path),
+              help="torchvision's weights that the backbone begins with, as the paper's.")  # fmt: skip
 @click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2),
               show_default=True, help="Once for each seed.")  # fmt: skip
 @threads_option
@@ -37,6 +39,7 @@ def reproduce(
     out: Path,
     runs: Path | None,
     preset: str,
+    imagenet: Path | None,
     seeds: tuple[int, ...],
     threads: int | None,
 ) -> None:
@@ -59,6 +62,8 @@ def reproduce(
     for flag, given in (("--network", networks), ("--kermany", kermany)):
         if given and what != "siim":
             raise ValueError(f"{flag} is for siim; leave it out of {what}")
+    if imagenet is not None and (what == "siim" or not imagenet.is_file()):
+        raise ValueError(f"--imagenet must be a file, and is not for siim, but is {imagenet}")
     for folder in (out, runs or out):
         require_writable(folder)
     seeds, networks = tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(networks))
@@ -94,7 +99,9 @@ def reproduce(
             report = real_report.reproduce_siim(study, names, seeds, console.print)
             click.echo(real_report.markdown(report))
             return
-        protocol = command.open_protocol(data, preset, runs / "images", threads or cores(), images_read)
+        protocol = command.open_protocol(
+            data, preset, runs / "images", threads or cores(), images_read, imagenet
+        )
         if what == "fig2":
             drawn = command.reproduce_fig2(protocol, seeds[0], out, runs, reporter)
             click.echo(f"figure  {drawn}" if drawn else "no image shows any of the figure's cases")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,9 @@ def open_protocol(
     cache_folder: Path,
     threads: int,
     images_read: Callable[[str], Callable[[int, int], None]],
+    imagenet: Path | None = None,
 ) -> Protocol:
-    """Read an archive in the layout of ChestX-ray14, with its boxes.
+    """Read an archive in the layout of ChestX-ray14, with its boxes; ``imagenet`` as in ``Preset``.
 
     Errors: ``open_archive`` and ``read_truth``; ValueError where no image of the test list has a box.
     """
@@ -118,7 +119,8 @@ def open_protocol(
         boxes.boxes[known],
         sizes,
     )
-    return Protocol(archive, truth, names, PRESETS[preset], cache_folder, threads, images_read)
+    scale = replace(PRESETS[preset], imagenet=imagenet)
+    return Protocol(archive, truth, names, scale, cache_folder, threads, images_read)
 
 
 def _side(archive: Archive) -> int:
@@ -161,7 +163,7 @@ def reproduce(
         np.asarray(protocol.images("mined", preset.mined_size).labels),
         protocol.patients,
         BOXED_FINDINGS,
-        published_bounds=preset is PRESETS["paper"],
+        published_bounds=preset.published_bounds,
     )
     write_whole(out / f"{name}.json", (json.dumps(made, indent=1) + "\n").encode())
     text = rendering.markdown(name, made, len(protocol.judged_names))
