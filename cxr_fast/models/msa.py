@@ -75,9 +75,9 @@ class MultiScaleAggregation(nn.Module):
 def _interpolate(deconv: nn.ConvTranspose2d) -> None:
     """Begin as linear interpolation, channel by channel.
 
-    Pixels of an upsampled map see one, two or four taps by their place. Behind global average pooling
-    nothing draws these sums together, so that a random kernel stays a checkerboard, which cuts every
-    finding into single cells (docs/evidence.md).
+    Pixels of an upsampled map see one, two or four taps by their place, and behind global average
+    pooling nothing draws these sums together: random kernels make a checkerboard, which cuts findings
+    into cells (docs/evidence.md).
     """
     kernel = torch.tensor([0.5, 1.0, 0.5])
     deconv.weight.zero_()
