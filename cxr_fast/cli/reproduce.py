@@ -24,8 +24,9 @@ from cxr_fast.files import require_writable
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Figures and judged cells.")
 @click.option("--runs", type=click.Path(path_type=Path), metavar="DIR",
               help="Trained networks and resized images. Default: OUT/runs.")  # fmt: skip
-@click.option("--preset", type=click.Choice(["paper", "small"]), default="small", show_default=True,
-              help="The published scale (a GPU), or one for two cores.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["paper", "small", "long"]), default="small",
+              show_default=True,
+              help="The published scale (a GPU), one for two cores, three times as long.")  # fmt: skip
 @click.option("--imagenet", type=click.Path(path_type=Path),
               help="torchvision's weights that the backbone begins with, as the paper's.")  # fmt: skip
 @click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2),
