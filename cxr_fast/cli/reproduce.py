@@ -26,7 +26,7 @@ from cxr_fast.files import require_writable
               help="Trained networks and resized images. Default: OUT/runs.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["paper", "small", "long"]), default="small",
               show_default=True,
-              help="The published scale (a GPU), one for two cores, three times as long.")  # fmt: skip
+              help="The published scale (a GPU), one for two cores, the same for longer.")  # fmt: skip
 @click.option("--imagenet", type=click.Path(path_type=Path),
               help="torchvision's weights that the backbone begins with, as the paper's.")  # fmt: skip
 @click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2),

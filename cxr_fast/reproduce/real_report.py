@@ -99,7 +99,7 @@ def summarise(
 def _measured(runs: Sequence[Judged], truth: Truth, patients: np.ndarray) -> dict[str, Any]:
     """Acc and AFP [S][K], the interval of Acc [K][2] averaged over seeds, maps' measures [S].
 
-    ``floor`` [K]: Acc of the first seed's boxes, each at a random place of its image.
+    ``floor`` [K]: Acc of the same boxes, each at a random place of its image; the mean over seeds.
     """
     tables = [[row.result for row in localised(run.detections, truth, FINDING, IOU)] for run in runs]
     measured: dict[str, Any] = {
@@ -107,8 +107,9 @@ def _measured(runs: Sequence[Judged], truth: Truth, patients: np.ndarray) -> dic
         for name in ("acc", "afp")
     }
     measured["interval"] = intervals(runs, truth, FINDING, IOU, [None] * len(runs), patients)["acc"][0]
-    scatter = partial(scattered, runs[0].detections, truth.sizes)
-    measured["floor"] = floor(scatter, truth, FINDING, IOU)[0]
+    scatters = [partial(scattered, run.detections, truth.sizes) for run in runs]
+    floors = [floor(scatter, truth, FINDING, IOU)[0] for scatter in scatters]
+    measured["floor"] = np.mean(floors, 0).tolist()
     for name in ("auroc", "pointing", "pixel_auc"):
         measured[name] = [float(getattr(run, name)[0]) for run in runs]
     return measured

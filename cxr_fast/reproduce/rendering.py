@@ -153,8 +153,7 @@ def _quality_lines(summary: dict[str, Any]) -> list[str]:
     floors = [f"floor at T {t:g}" for t in iou]
     heads = ["method", "AUROC", "pointing game", "pixel AUC", *floors]
     lines = [
-        "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image "
-        "(first seed). "
+        "Means over the findings. Floor: Acc of the same boxes, each at a random place of its image. "
         "AUROC is of the test list, mined images among them, whose labels mined networks have seen.",
         "",
         table_line(heads),
@@ -178,7 +177,7 @@ def _best_box_lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         "",
         f"Acc at T(IoU) {threshold:g} of the best box of each image alone, and how many times that of "
-        "the same boxes at random places it is (first seed)",
+        "the same boxes at random places it is",
         "",
         table_line(heads),
         table_line(["---"] * len(heads)),

@@ -62,17 +62,23 @@ def summarise(
         "afp_bounds": None if bounds[first] is None else np.array(list(bounds.values())).tolist(),
         "rows": rows,
         "floors": {
-            row.name: floor(
-                partial(scattered, cells[first][row.name].detections, truth.sizes),
-                truth,
-                findings,
-                iou,
-                bounds[first],
-            )
+            row.name: np.mean(
+                [
+                    floor(
+                        partial(scattered, run[row.name].detections, truth.sizes),
+                        truth,
+                        findings,
+                        iou,
+                        bounds[seed],
+                    )
+                    for seed, run in cells.items()
+                ],
+                0,
+            ).tolist()
             for row in table.rows
         },
         "best_box": {
-            row.name: _best_box(cells[first][row.name].detections, truth, findings, iou)
+            row.name: _best_box([run[row.name] for run in cells.values()], truth, findings, iou)
             for row in table.rows
         },
         "random_floor": floor(partial(random_boxes, truth, labels), truth, findings, iou),
@@ -251,11 +257,13 @@ def floor(
 
 
 def _best_box(
-    found: Detections, truth: Truth, findings: Sequence[str], iou: Sequence[float]
+    runs: Sequence[Judged], truth: Truth, findings: Sequence[str], iou: Sequence[float]
 ) -> dict[str, list[list[float]]]:
     """Acc [C][K] of each image's first box alone, and of the same boxes at random places."""
-    first = Detections(*(column[found.ranks == 1] for column in found))
-    rows = localised(first, truth, findings, iou)
-    acc = np.array([row.result.acc for row in rows]).reshape(len(findings), len(iou))
-    chance = floor(partial(scattered, first, truth.sizes), truth, findings, iou)
-    return {"acc": acc.tolist(), "floor": chance}
+    acc, chance = [], []
+    for found in (run.detections for run in runs):
+        first = Detections(*(column[found.ranks == 1] for column in found))
+        acc.append([row.result.acc for row in localised(first, truth, findings, iou)])
+        chance.append(floor(partial(scattered, first, truth.sizes), truth, findings, iou))
+    mean = np.mean(acc, 0).reshape(len(findings), len(iou))
+    return {"acc": mean.tolist(), "floor": np.mean(chance, 0).tolist()}
