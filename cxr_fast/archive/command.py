@@ -4,6 +4,7 @@ work begins.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -32,7 +33,15 @@ from cxr_fast.archive.pipeline import (
 )
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
-from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
+from cxr_fast.mining import (
+    Mined,
+    Miner,
+    Precision,
+    load_miners,
+    model_digest,
+    model_path,
+    resolve_devices,
+)
 
 # Classes drawn on one overlay.
 _DRAWN = 3
@@ -43,15 +52,21 @@ class MiningJob:
     """A run that may begin: model loaded, images listed, arguments checked."""
 
     images: ImageList
-    miner: Miner
+    miners: tuple[Miner, ...]
     out: Path
     settings: dict[str, Any]
     options: RunOptions
     truth: Mapping[str, Sequence[Truth]]
     overlays: int
     threads: int
+    max_errors: int | None = None
     # Overlays that could not be drawn, and why; a picture less is no reason to end a run.
     troubles: list[str] = field(default_factory=list)
+
+    @property
+    def miner(self) -> Miner:
+        """One of the miners, which differ in their device alone."""
+        return self.miners[0]
 
     @property
     def summary(self) -> str:
@@ -60,20 +75,26 @@ class MiningJob:
         size = self.miner.card.input_size
         return (
             f"{len(self.images)} images, {len(self.miner.card.class_names)} classes, {size}x{size} "
-            f"{dtype} on {self.miner.device}, {self.threads} threads -> {self.out}"
+            f"{dtype} on {', '.join(str(m.device) for m in self.miners)}, {self.threads} threads -> "
+            f"{self.out}"
         )
 
-    def run(self, progress: Progress | None = None) -> RunReport:
-        """Mine what the folder lacks. Raises RunFolderError, before any work, if it may not."""
+    def run(self, progress: Progress | None = None, stop: threading.Event | None = None) -> RunReport:
+        """Mine what the folder lacks, until ``stop`` is set.
+
+        Raises RunFolderError, before any work, if it may not, and what ``mine_archive`` does.
+        """
         with open_run(self.out, self.settings) as folder:
             return mine_archive(
                 self.images,
-                self.miner,
+                self.miners,
                 folder,
                 self.options,
                 self.threads,
                 progress,
                 self._draw if self.overlays else None,
+                stop=stop,
+                max_errors=self.max_errors,
             )
 
     def _draw(self, readings: Readings, mined: Mined) -> None:
@@ -110,6 +131,7 @@ def prepare(
     batch_size: int,
     device: str,
     threads: int,
+    max_errors: int | None = None,
 ) -> MiningJob:
     """Checks the arguments of ``cxr-fast mine`` and loads what they name; writes nothing.
 
@@ -126,7 +148,8 @@ def prepare(
             "train one with `cxr-fast train`, or try --model demo"
         )
     require_writable(out)
-    miner = load_miner(model, precision=precision, device=device)
+    miners = load_miners(model, None, precision, resolve_devices(device))
+    miner = miners[0]
     listed = list_images(images)
     root = Path(listed.root).resolve()
     if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
@@ -140,7 +163,7 @@ def prepare(
     )
     truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)
-    return MiningJob(listed, miner, out, settings, options, truths, overlays, threads)
+    return MiningJob(listed, miners, out, settings, options, truths, overlays, threads, max_errors)
 
 
 def _names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -96,6 +96,11 @@ class RunFolder:
             raise ValueError(f"the run in {self.path} is closed")
         write_shard(self.path, shard, findings, errors, maps)
 
+    def count_errors(self) -> int:
+        """Return how many images of the finished shards were unreadable."""
+        parts = _finished_parts(self.path, "errors")
+        return sum(pq.read_metadata(part).num_rows for part in parts)
+
     def finish(self, shards: int) -> int:
         """Write errors.parquet, all shards' errors in their order; return how many there are.
 
