@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -60,4 +60,4 @@ def _refuse_shared_names(run: Path) -> None:
 
 
 def _file(image_id: str) -> str:
-    return PurePosixPath(image_id).name
+    return image_id.rpartition("/")[2]

@@ -43,7 +43,7 @@ class Boxes(NamedTuple):
     """M boxes in the order of their part: image, class, rank.
 
     ``class_index`` int64 [M] into the model's classes. ``xywh`` float64 [M, 4] in original pixels,
-    rounded to ``DECIMALS``; corners are rounded first, so that x + w stays inside the image.
+    rounded to ``DECIMALS`` (where x rounds up at an edge, w rounds down: no box leaves its image).
     ``score`` and ``probability`` are the shortest decimals that are the float32 of the run.
     """
 
@@ -94,7 +94,6 @@ class FinishedShards(NamedTuple):
         xywh = np.empty((table.num_rows, 4), dtype=np.float64)
         for i, edge in enumerate(("x1", "y1", "x2", "y2")):
             xywh[:, i] = table[edge].to_numpy()
-        xywh.round(DECIMALS, out=xywh)
         xywh[:, 2:] -= xywh[:, :2]
         xywh.round(DECIMALS, out=xywh)
         return Boxes(
