@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cxr_fast.archive.findings import read_findings
+from cxr_fast.archive.findings import findings_parts, read_findings, read_settings, run_settings
 from cxr_fast.cli import main
 from cxr_fast.config import BOXED_FINDINGS
 from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
@@ -72,6 +72,29 @@ def test_the_whole_way(archive: Path, model: Path, tmp_path: Path) -> None:
     as_json = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv", "--json")
     first = json.loads(as_json.output)["localization"][0]
     assert {"finding", "iou_threshold", "acc", "acc_low", "acc_high", "afp"} <= first.keys()
+
+
+def test_a_run_is_converted(archive: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    labels = archive / "Data_Entry_2017.csv"
+    mined = run("mine", archive / "images", "--model", model, "--out", out,
+                "--classes", "labels", "--labels", labels)  # fmt: skip
+    assert mined.exit_code == 0, mined.output
+    rows = read_findings(out)
+    assert read_settings(findings_parts(out)[0]) == run_settings(out)
+    assert {"model", "mining", "precision", "cxr_fast", "torch"} <= run_settings(out).keys()
+    done = run("convert", out, "--to", "coco", "--out", tmp_path / "boxes.json", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert report["boxes"] == rows.num_rows
+    healthy = sum(line.split(",")[1] == "No Finding" for line in labels.read_text().splitlines())
+    assert (report["images"], report["sizeless"]) == (8 - healthy, healthy)
+    document = json.loads((tmp_path / "boxes.json").read_text())
+    assert {(image["height"], image["width"]) for image in document["images"]} == {(128, 128)}
+    done = run("convert", out, "--to", "bbox-list", "--out", tmp_path / "boxes.csv")
+    assert done.exit_code == 0, done.output
+    again = run("evaluate", out, "--boxes", tmp_path / "boxes.csv", "--json")
+    assert {row["acc"] for row in json.loads(again.output)["localization"]} == {1.0}
 
 
 def test_classes_of_the_label_table(archive: Path, model: Path, tmp_path: Path) -> None:
