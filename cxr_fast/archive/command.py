@@ -129,6 +129,7 @@ def prepare(
     heatmaps: bool,
     precision: Precision,
     batch_size: int,
+    shard_size: int,
     device: str,
     threads: int,
     max_errors: int | None = None,
@@ -159,7 +160,11 @@ def prepare(
         )
     wanted = _classes_by_image(listed, labels, miner.card.class_names) if labels else None
     options = RunOptions(
-        batch_size=batch_size, min_probability=min_probability, classes_of=wanted, heatmaps=heatmaps
+        batch_size=batch_size,
+        shard_size=shard_size,
+        min_probability=min_probability,
+        classes_of=wanted,
+        heatmaps=heatmaps,
     )
     truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)

@@ -58,7 +58,10 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
               default="auto", show_default=True,
               help="Of the network; resolved once and recorded.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--shard-size", type=click.IntRange(1), default=1024, show_default=True,
+              help="Images of one part, which is written whole or not at all.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True,
+              help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1.")  # fmt: skip
 @threads_option
 @click.option("--max-errors", type=click.IntRange(0), metavar="N",
               help="Stop once more images than this are unreadable. Default: never.")  # fmt: skip
@@ -77,6 +80,7 @@ def mine(
     heatmaps: bool,
     precision: Any,
     batch_size: int,
+    shard_size: int,
     device: str,
     threads: int | None,
     max_errors: int | None,
@@ -95,7 +99,7 @@ def mine(
     console = Console(stderr=True)
     job = command.prepare(
         images, model, out, classes, labels, truth, overlays, min_probability, heatmaps,
-        precision, batch_size, device, threads or cores(), max_errors,
+        precision, batch_size, shard_size, device, threads or cores(), max_errors,
     )  # fmt: skip
     console.print(job.summary, highlight=False)
     with progress_bar(console) as bar:
