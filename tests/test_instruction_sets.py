@@ -18,7 +18,14 @@ from scipy import ndimage
 Arrays = dict[str, np.ndarray]
 
 # Integers, and floats whose every rounding is stated, are equal to the bit. These are not.
-WITHIN = {"cam": 2e-6, "cam float16": 2e-6, "logits": 2e-6, "grad": 1e-5, "scores": 1e-6}
+WITHIN = {
+    "cam": 2e-6,
+    "cam float16": 2e-6,
+    "logits": 2e-6,
+    "grad": 1e-5,
+    "scores": 1e-6,
+    "resize": 1e-6,
+}
 
 
 def make_inputs() -> Arrays:
@@ -93,6 +100,8 @@ def compute(inputs: Arrays) -> Arrays:
         width = (lines.shape[1] - 1) // (channels * size)
         pixels = _numpy_ops.png_unfilter(lines.tobytes(), len(lines), width, channels, size)
         out[f"png/{channels} of {size}"] = pixels
+    for size in (1, 16, 17, 90):
+        out[f"{size}/resize"] = _numpy_ops.resize(lines, size, 1 / 255)
     out["kernels"] = np.array([ops.CPU_KERNELS, runtime.instruction_set()])
     return out
 
