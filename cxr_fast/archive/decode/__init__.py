@@ -1,9 +1,9 @@
 """The bytes of an image file to grey pixels, with damage found before a decoder can paint over it.
 
-Pillow turns the bytes into pixels. It releases the GIL while it inflates and unfilters, and its
-wheel is a sixth of OpenCV's. It does not check a PNG's checksums, and no JPEG library can tell a
-damaged scan from a grey one, so the structure of the file is walked here first: every PNG chunk
-with its CRC, every JPEG marker up to the end marker.
+Pillow turns the bytes into pixels, but for the PNG files that archives are made of, which ``png`` reads
+four times as fast. All of it releases the GIL. Pillow does not check a PNG's checksums, and no JPEG
+library can tell a damaged scan from a grey one, so the structure of the file is walked here first:
+every PNG chunk with its CRC, every JPEG marker up to the end marker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from cxr_fast.archive.decode.common import Pixels, UnreadableImage
 from cxr_fast.archive.decode.jpeg import decode_jpeg
-from cxr_fast.archive.decode.png import decode_png
+from cxr_fast.archive.decode.png import PNG_SIGNATURE, decode_png
 
 __all__ = ["HEAD_BYTES", "Pixels", "UnreadableImage", "check_type", "decode", "file_type"]
 
@@ -20,7 +20,7 @@ __all__ = ["HEAD_BYTES", "Pixels", "UnreadableImage", "check_type", "decode", "f
 HEAD_BYTES = 132
 
 _SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (PNG_SIGNATURE, "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
