@@ -82,7 +82,9 @@ class RunFolder:
         """Record which images the run is about, in order, once."""
         target = self.path / "images.parquet"
         if not target.exists():
-            _write_table(target, pa.table({"image_id": list(image_ids)}, schema=IMAGES_SCHEMA))
+            _write_table(
+                target, pa.table({"image_id": pa.array(image_ids, pa.string())}, schema=IMAGES_SCHEMA)
+            )
 
     def write_shard(
         self,
