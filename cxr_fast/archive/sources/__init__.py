@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,8 @@ def list_images(source: str | Path, *, filesystem: Any = None) -> ImageList:
         return _list_found(store, root, store.walk(root), f"the folder {text!r}")
     if kind == "file":
         return _list_file(store, store.absolute(path), text)
-    if (braces := split_braces(path)) is not None and kind_of(path) == "tar":
-        root = store.absolute(braces[0])
-        names = expand_braces(braces[1])
-        missing = next((name for name in names if store.kind(store.join(root, name)) != "file"), None)
-        if missing is not None:
-            raise FileNotFoundError(f"no images: {missing!r} of {text!r} does not exist")
-        return _list_found(store, root, ((name, -1) for name in names), f"the pattern {text!r}")
+    if (braces := split_braces(path)) is not None and path.lower().endswith(".tar"):
+        return _list_braces(store, store.absolute(braces[0]), expand_braces(braces[1]), text)
     if not has_wildcard(path):
         raise FileNotFoundError(f"no images: {text!r} does not exist")
     folder, pattern = split_pattern(path)
@@ -113,6 +109,17 @@ def _list_file(store: Store, path: str, text: str) -> ImageList:
         told = "CSV file" if kind == "note" else "Parquet file"
         return _list_manifest(store, root, [path], f"the {told} {text!r}")
     return FileList(store, root, _rows([image_id_of(name)], [-1]))
+
+
+def _list_braces(store: Store, root: str, names: list[str], text: str) -> ImageList:
+    tars = [tar_of(store, root, name) for name in names]
+    with ThreadPoolExecutor(store.threads) as pool:
+        kinds = pool.map(store.kind, [path for _, path in tars])
+        missing = [name for name, kind in zip(names, kinds, strict=True) if kind != "file"]
+    if missing:
+        others = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"no images: {missing[0]!r} of {text!r} does not exist{others}")
+    return list_tars(store, root, tars, f"the pattern {text!r}")
 
 
 def _list_found(store: Store, root: str, found: Iterable[tuple[str, int]], described: str) -> ImageList:

@@ -51,6 +51,10 @@ class FsspecHandle:
         path: str = self._filesystem._strip_protocol(uri)
         return path
 
+    def normal(self, path: str) -> str:
+        """See ``Handle``."""
+        return self.path_of(path)
+
     def info(self, path: str) -> tuple[FileKind, int]:
         """See ``Handle``."""
         try:

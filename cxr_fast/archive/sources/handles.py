@@ -30,6 +30,9 @@ class Handle(Protocol):
     def path_of(self, uri: str) -> str:
         """Return the path of a URI of the same scheme and authority; nothing in it is unquoted."""
 
+    def normal(self, path: str) -> str:
+        """Write a path as the paths of ``entries`` are written."""
+
     def info(self, path: str) -> tuple[FileKind, int]:
         """Return what a path is, and a file's bytes (-1: not known)."""
 
@@ -57,6 +60,11 @@ class ArrowHandle:
         """See ``Handle``."""
         path = uri.partition("://")[2].partition("?")[0].partition("/")[2]
         return f"{self.prefix}/{path}".rstrip("/")
+
+    def normal(self, path: str) -> str:
+        """See ``Handle``."""
+        normal: str = self._filesystem.normalize_path(path)
+        return normal
 
     def info(self, path: str) -> tuple[FileKind, int]:
         """See ``Handle``."""

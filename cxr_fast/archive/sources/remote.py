@@ -105,7 +105,7 @@ class RemoteStore(Store):
 
     def absolute(self, path: str) -> str:
         """See ``Store``."""
-        return path.rstrip("/") if self._files.lists else path
+        return self._files.normal(path).rstrip("/") if self._files.lists else path
 
     def join(self, root: str, name: str) -> str:
         """See ``Store``."""
@@ -125,12 +125,14 @@ class RemoteStore(Store):
 
     def relative(self, root: str, cell: str) -> str:
         """See ``Store``."""
-        if cell.startswith("/"):
+        name = normpath(cell)
+        below = root.rstrip("/")[len(self._files.prefix) :].count("/")
+        if name.startswith(("/", "../" * (below + 1))):
             raise ValueError(
-                f"expected a path relative to {self.shown(root)!r}, or a URI, got the absolute path "
-                f"{cell!r}"
+                f"expected a path relative to {self.shown(root)!r} that stays in the bucket or on the "
+                f"host, or a URI, got {cell!r}"
             )
-        return normpath(cell)
+        return name
 
     def walk(self, root: str, depth: int | None = None) -> Iterator[tuple[str, int]]:
         """See ``Store``. Folders of the first level are listed at once, each with all that is below it.
