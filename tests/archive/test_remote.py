@@ -479,3 +479,16 @@ def test_s3(bucket: Callable[[str], str], folder: Path) -> None:
     assert list_images(bucket("images/b/**/*.png")).image_ids == ["c d.png", "deep/er/\u00e9%20.png"]
     with pytest.raises(FileNotFoundError, match="does not exist"):
         list_images(bucket("none"))
+
+
+def test_tars_and_manifests_on_s3(bucket: Callable[[str], str], tmp_path: Path) -> None:
+    shard(tmp_path / "s.tar", {f"{i}.png": b"%d" % i * 700 for i in range(300)})
+    options = bucket("x").partition("?")[2]
+    rows = [f"s3://archive/images/a.png?{options}", "images/b/c d.png", "images/none.png"]
+    (tmp_path / "list.csv").write_text("\n".join(["uri", *rows]))
+    s3, _ = pafs.FileSystem.from_uri(bucket(""))
+    for name in ("s.tar", "list.csv"):
+        pafs.copy_files(str(tmp_path / name), f"archive/{name}", destination_filesystem=s3)
+    assert contents(list_images(bucket("s.tar"))) == contents(list_images(tmp_path / "s.tar"))
+    expected = [FILES["a.png"], FILES["b/c d.png"], "no such file"]
+    assert contents(list_images(bucket("list.csv"))) == dict(zip(rows, expected, strict=True))

@@ -9,7 +9,6 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from posixpath import basename
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,13 +23,6 @@ _CHUNK = 65536
 # Cells that are ids as they stand have none of these: characters to escape, blanks at an end, and parts
 # that are empty, "." or ".." (an absolute path and a URI have an empty one).
 _NOT_PLAIN = r"[\x00-\x1f\x7f-\x{9f}\\\x{2028}\x{2029}]|^[\s\pZ]|[\s\pZ]$|(?:^|/)\.{0,2}(?:/|$)"
-
-
-class Doubled(NamedTuple):
-    """An id that two rows share, and where they are."""
-
-    image_id: str
-    places: list[str]
 
 
 class Manifest:
@@ -105,21 +97,25 @@ class Manifest:
 
     def _parquet_chunks(self, path: str) -> Iterator[pa.LargeStringArray]:
         shown = self._store.shown(path)
-        try:
-            with self._store.open(path) as binary, pq.ParquetFile(binary) as file:
+        first = 1
+        for cells in self._parquet_cells(path, shown):
+            yield self._ids_of(cells, first, shown)
+            first += len(cells)
+
+    def _parquet_cells(self, path: str, shown: str) -> Iterator[pa.Array]:
+        with self._store.open(path) as binary:
+            try:
+                file = pq.ParquetFile(binary)
                 names = file.schema_arrow.names
-                column = _column_of(names)
-                if column is None:
+                if (column := _column_of(names)) is None:
                     raise ValueError(
                         f"expected a column {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]} in {shown!r}, "
                         f"got {', '.join(names) or 'none'}"
                     )
-                first = 1
                 for batch in file.iter_batches(_CHUNK, columns=[names[column]]):
-                    yield self._ids_of(batch.column(0), first, shown)
-                    first += batch.num_rows
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{shown!r} is no Parquet file that can be read: {error}") from error
+                    yield batch.column(0)
+            except (pa.ArrowException, OSError) as error:  # OSError: data that do not unpack
+                raise ValueError(f"{shown!r} is no Parquet file that can be read: {error}") from error
 
     def _ids_of(self, cells: pa.Array, first: int, shown: str) -> pa.LargeStringArray:
         if isinstance(cells, pa.DictionaryArray):
