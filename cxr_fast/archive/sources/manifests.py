@@ -53,7 +53,7 @@ class Manifest:
         return found
 
     def _chunks(self, path: str) -> Iterator[pa.LargeStringArray]:
-        if path.lower().partition("?")[0].endswith(".csv"):
+        if self._store.split(path)[2].lower().endswith(".csv"):
             yield from self._csv_chunks(path)
         else:
             yield from self._parquet_chunks(path)
