@@ -110,7 +110,7 @@ class MiningJob:
                 classes = _classes_to_draw(self.miner, mined, row, truth, allowed)
                 if not classes:  # an image without findings, mined for its labels
                     continue
-                image = read_image(self.images.path(position))
+                image = read_image(self.images.read(position))
                 picture = draw_overlay(image, image_id, classes, truth)
                 write_overlay(self.out / "overlays", image_id, picture)
             except (OSError, UnreadableImage) as error:

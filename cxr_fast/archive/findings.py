@@ -84,7 +84,7 @@ class RunFolder:
         """Record which images the run is about, in order, once."""
         target = self.path / "images.parquet"
         if not target.exists():
-            table = pa.table({"image_id": list(image_ids)}, schema=IMAGES_SCHEMA)
+            table = pa.table({"image_id": pa.array(image_ids, pa.string())}, schema=IMAGES_SCHEMA)
             _write_table(target, table, self.settings)
 
     def write_shard(

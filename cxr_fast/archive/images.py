@@ -7,17 +7,16 @@ GIL, and nothing here is shared.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr_fast import _numpy_ops
-from cxr_fast.archive.decode import HEAD_BYTES, Pixels, UnreadableImage, check_type, decode
+from cxr_fast.archive.decode import Pixels, UnreadableImage, decode
 from cxr_fast.archive.sources import ImageList, file_name, image_id_of, list_images
+from cxr_fast.archive.sources.local import read_file
 
 __all__ = [
     "ImageList",
@@ -31,16 +30,6 @@ __all__ = [
 ]
 
 MAX_PIXELS = 2**28
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-# The process is out of a resource: no fault of the image, and not to be booked as one.
-_NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def read_image(
@@ -59,7 +48,8 @@ def read_image(
     cannot be told from content. MemoryError, and OSError for a process out of file handles, pass.
     """
     if isinstance(path_or_bytes, (str, Path)):
-        return decode(_read_file(os.fspath(path_or_bytes), max_pixels), max_pixels)
+        # Pixels that are allowed take no more than this, compressed, plus texts and profiles.
+        return decode(read_file(os.fspath(path_or_bytes), 2 * max_pixels + 2**24), max_pixels)
     return decode(bytes(path_or_bytes), max_pixels)
 
 
@@ -95,31 +85,3 @@ def _resized(image: Pixels, size: int, scale: float) -> NDArray[np.float32]:
         raise ValueError(f"cannot resize {list(image.shape)} to {size} x {size}: both need pixels")
     resized: NDArray[np.float32] = _numpy_ops.resize(np.ascontiguousarray(image), size, scale)
     return resized
-
-
-def _read_file(path: str, max_pixels: int) -> bytes:
-    try:
-        # Looked at before it is opened: opening a pipe waits, opening a device may act.
-        status = os.stat(path)
-        for is_kind, kind in _KINDS:
-            if is_kind(status.st_mode):
-                raise UnreadableImage(f"{kind}, not a file")
-        # Unbuffered, and without waiting, should it have become a pipe since.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
-            head = file.read(HEAD_BYTES)
-            check_type(head)
-            # Pixels that are allowed take no more than this, compressed, plus texts and profiles.
-            limit = 2 * max_pixels + 2**24
-            if status.st_size > limit:
-                raise UnreadableImage(f"a file of {status.st_size} bytes, more than {limit}")
-            return head + file.readall()
-    except ValueError as error:  # a NUL in the name, from a CSV
-        raise UnreadableImage("no such file") from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnreadableImage("no such file") from error
-    except PermissionError as error:
-        raise UnreadableImage("no permission to read it") from error
-    except OSError as error:
-        if error.errno in _NOT_THE_IMAGE:
-            raise
-        raise UnreadableImage(f"cannot be read: {os.strerror(error.errno or 0)}") from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections import deque
@@ -105,8 +104,8 @@ def run_settings(
     Images are told by id and size in bytes: the same names with other pictures are another archive.
     """
     digest = hashlib.sha256()
-    for image_id, path in zip(images.image_ids, images.paths, strict=True):
-        digest.update(f"{image_id}\0{_size_of(path)}\0".encode())
+    for index, image_id in enumerate(images.image_ids):
+        digest.update(f"{image_id}\0{images.size(index)}\0".encode())
     classes = "all"
     if options.classes_of is not None:
         chosen = sorted((name, sorted(c)) for name, c in options.classes_of.items())
@@ -125,13 +124,6 @@ def run_settings(
         "cxr_fast": __version__,
         "torch": torch.__version__,
     }
-
-
-def _size_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return -1  # listed as an error when its turn comes
 
 
 def mine_archive(
@@ -289,8 +281,10 @@ def read_batch(
     errors: list[tuple[str, str]] = []
     for position in range(batch.first, batch.last):
         try:
+            with stages.timed("read"):
+                data = images.read(position)
             with stages.timed("decode"):
-                image = read_image(images.path(position))
+                image = read_image(data)
         except UnreadableImage as error:
             errors.append((images.image_ids[position], error.reason))
             continue

@@ -22,7 +22,7 @@ def _one_source(context: click.Context, parameter: click.Parameter, value: tuple
     if len(value) > 1:
         raise click.UsageError(
             f"IMAGES is one argument, but {len(value)} came; quote a pattern so that the shell leaves "
-            "it alone ('folder/*.png'), or list the paths in a CSV",
+            "it alone ('folder/*.png'), or list the paths in a CSV or Parquet file",
             context,
         )
     return value[0]
@@ -88,7 +88,10 @@ def mine(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Mine IMAGES (a folder, a quoted glob, a CSV, or one file) into boxes.
+    """Mine IMAGES into boxes.
+
+    IMAGES is a folder, a quoted pattern ('folder/**/*.png'), a .csv or .parquet file that lists paths,
+    tars ('shards-{000..099}.tar'), or one image; each here or behind a URI (s3://bucket/folder).
 
     Writes OUT/findings/*.parquet, one row a box, OUT/maps/*.parquet, one row a heatmap,
     OUT/errors.parquet and OUT/run.json. The same command goes on where it stopped; other settings
