@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from cxr_fast import metrics
 from cxr_fast.archive.findings import open_run
+from cxr_fast.archive.schemas import FINDINGS_SCHEMA
 from cxr_fast.cli import main
 from cxr_fast.evaluate import EvaluationOptions, document, evaluate_run
 
@@ -272,6 +273,34 @@ def test_a_run_without_rows_misses_everything(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     cell = json.loads(result.output)["localization"][0]
     assert (cell["acc"], cell["acc_high"], cell["afp"], cell["truths"]) == (0, 0, 0, 1)
+
+
+def test_a_run_that_is_not_finished_is_not_judged(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", {"model": {"class_names": CLASSES}, "shard_size": 2}) as run:
+        run.write_images(["00.png", "01.png", "02.png"])
+        run.write_shard(0, {name: [] for name in FINDINGS_SCHEMA.names})
+    (tmp_path / "boxes.csv").write_text(HEADER + "00.png,Mass,1,1,5,5\n")
+    result = cli(tmp_path / "run", "--boxes", tmp_path / "boxes.csv")
+    assert result.exit_code == 1
+    assert "is not finished, 1 of its shards" in " ".join(result.output.split())
+
+
+def test_no_table_that_is_read_is_written_over(made: Run) -> None:
+    before = made.boxes.read_text()
+    result = cli(made.out, "--boxes", made.boxes, "--out", made.boxes)
+    assert result.exit_code == 1
+    assert "is one of the tables that are read" in " ".join(result.output.split())
+    assert made.boxes.read_text() == before
+
+
+def test_patients_of_another_archive_and_thresholds_that_make_no_sense(made: Run) -> None:
+    strange = made.folder / "other.csv"
+    strange.write_text("Image Index,Finding Labels,Patient ID\n99.png,Mass,1\n")
+    result = cli(made.out, "--boxes", made.boxes, "--labels", strange, "--resample", "patients")
+    assert "names none of the run's images" in " ".join(result.output.split())
+    for value in ("2", "nan"):
+        result = cli(made.out, "--boxes", made.boxes, "--iou-threshold", value)
+        assert "T(IoU) must be at least 0 and below 1" in result.output
 
 
 def test_what_is_written_is_what_is_printed(made: Run) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -177,6 +178,21 @@ def test_careless_arguments_get_a_sentence(
     assert ran.exit_code == 1
     assert message in ran.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_training_is_not_written_over(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(DEMO_MODEL, out / "best.safetensors")
+    before = (out / "best.safetensors").read_bytes()
+    for start in ((), ("--stage", "msa", "--start", out / "best.safetensors")):
+        ran = run("train", archive, *start, "--out", out, "--epochs", 1)
+        assert ran.exit_code == 1
+        assert "holds best.safetensors but no state.pt" in " ".join(ran.output.split())
+    (out / "state.pt").write_bytes(b"")
+    ran = run("train", archive, "--stage", "msa", "--start", out / "best.safetensors", "--out", out)
+    assert "lies where the training writes" in " ".join(ran.output.split())
+    assert (out / "best.safetensors").read_bytes() == before
 
 
 def test_a_list_of_images_to_mine_that_the_archive_lacks(archive: Path, tmp_path: Path) -> None:

@@ -228,6 +228,13 @@ def read_images(path: str | Path) -> list[str]:
     return ids
 
 
+def missing_shards(path: str | Path) -> int:
+    """Return how many shards of a run are not finished. Raises RunFolderError if there is no run."""
+    size = run_settings(path).get("shard_size")
+    images = pq.read_metadata(Path(path) / "images.parquet").num_rows if size else 0
+    return max(0, -(-images // size) - len(findings_parts(path))) if size else 0
+
+
 def run_class_names(path: str | Path) -> tuple[str, ...]:
     """Return the names of the classes that a run's model knows."""
     return tuple(run_settings(path).get("model", {}).get("class_names", ()))

@@ -70,6 +70,9 @@ def evaluate(
 
     if out is not None and out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out must end in .csv or .json, but is {out}; rename it")
+    inputs = (boxes, labels, values["afp_bounds"])
+    if out is not None and out.resolve() in {Path(str(name)).resolve() for name in inputs if name}:
+        raise ValueError(f"--out {out} is one of the tables that are read; name another file")
     options = judging.EvaluationOptions(overlap_thresholds=thresholds, **values)
     evaluation = judging.evaluate_run(run, boxes, labels, options)
     if out is not None:

@@ -110,6 +110,11 @@ def patients(by_name: dict[str, int], images: int, table: Labels | None) -> IntA
     for name, number in zip(table.images, table.patients.tolist(), strict=True):
         if name in by_name:
             patient[by_name[name]] = number + largest  # never below 0
+    if images and (patient < 0).all():
+        raise ValueError(
+            f"{table.path} names none of the run's images, so their patients are not known; give the "
+            "label table of this archive, or draw images"
+        )
     return patient
 
 

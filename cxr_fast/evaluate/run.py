@@ -15,7 +15,13 @@ import numpy.typing as npt
 
 from cxr_fast import metrics
 from cxr_fast.archive.chestxray14 import Labels, read_boxes, read_labels
-from cxr_fast.archive.findings import read_images, run_class_names, run_settings
+from cxr_fast.archive.findings import (
+    RunFolderError,
+    missing_shards,
+    read_images,
+    run_class_names,
+    run_settings,
+)
 from cxr_fast.archive.run_columns import (
     BoxColumns,
     MapColumns,
@@ -58,16 +64,23 @@ def evaluate_run(
     of the run without any finding, unreadable ones too, count as missed. ``labels``, a table in the
     layout of Data_Entry_2017, is for AUROC and for drawing whole patients.
 
-    Raises RunFolderError if ``run`` holds none, FileNotFoundError without a table, ValueError for a
-    table that cannot be read or shares no image with the run, and for options that do not fit it.
+    Raises RunFolderError if ``run`` holds none or is not finished, FileNotFoundError without a table,
+    ValueError for a table that cannot be read or shares no image with the run, and for options that
+    do not fit it.
     """
     chosen = options or EvaluationOptions()
+    images = read_images(run)
+    if unmined := missing_shards(run):
+        raise RunFolderError(
+            f"{run} is not finished, {unmined} of its shards are still to be mined; give the same mine "
+            "command again, then judge it"
+        )
     class_names = run_class_names(run)
     known_names = tuple(dict.fromkeys((*class_names, *CHESTXRAY14_FINDINGS)))
     truth = read_boxes(boxes, findings=known_names)
     table = read_labels(labels, findings=known_names) if labels else None
     notes: list[str] = []
-    numbers = image_numbers(read_images(run), truth, chosen, boxes, run)
+    numbers = image_numbers(images, truth, chosen, boxes, run)
     by_name = {file_name(image_id): number for image_id, number in numbers.items()}
     findings = judged_findings(truth, by_name, class_names, chosen, boxes, notes)
     drawn = known_truth(truth, by_name, findings, notes)

@@ -44,6 +44,11 @@ class EvaluationOptions:
     findings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for value in self.overlap_thresholds:
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"T(IoU) must be at least 0 and below 1, but is {value}")
+        if not 0.0 <= self.heatmap_threshold <= 1.0:
+            raise ValueError(f"heatmap_threshold must be from 0 to 1, but is {self.heatmap_threshold}")
         if self.afp_denominator is not None and self.afp_images == "class":
             raise ValueError(
                 f"an AFP denominator of {self.afp_denominator} goes with the images that it stands "

@@ -17,9 +17,11 @@ from cxr_fast.archive.dataset import Archive, load_images, open_archive, split_b
 from cxr_fast.files import require_writable
 from cxr_fast.models import Architecture, ModelCard, load_checkpoint
 from cxr_fast.models.card import recommended_mining
-from cxr_fast.training.loop import Data, open_fabric
+from cxr_fast.training.loop import BEST, LAST, Data, open_fabric
+from cxr_fast.training.preconditions import require_own_folder
 from cxr_fast.training.settings import PARTS, TrainingSettings, from_values, read_yaml
 from cxr_fast.training.stages import Reporter, StageResult, train_base, train_from
+from cxr_fast.training.state import STATE
 
 # What a run is told besides its settings, with what holds where nothing is said. The network of the
 # stage base is a published one, without aggregation, unless its fields are given.
@@ -161,6 +163,8 @@ def prepare(
     settings = from_values(values)
     _check_starts(settings, others)
     require_writable(out)
+    require_own_folder(out, (BEST, LAST), STATE)
+    _check_kept(out, others)
     if settings.stage == "base":
         network = {name: others[name] for name in _NETWORK} | {"msa": others["msa"] or "none"}
         architecture = Architecture(**network)
@@ -222,6 +226,17 @@ def _check_starts(settings: TrainingSettings, others: Mapping[str, Any]) -> None
                 else "erases nothing; leave --mine-list out"
             )
         )
+
+
+def _check_kept(out: Path, others: Mapping[str, Any]) -> None:
+    """No file that is read is one that the training writes."""
+    written = {(out / name).resolve() for name in (BEST, LAST, STATE, "metrics.csv")}
+    for name in ("start", "mine_list", "imagenet"):
+        if others[name] is not None and Path(others[name]).resolve() in written:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {others[name]} lies where the training writes; choose "
+                "another --out"
+            )
 
 
 def _check_mine_list(path: Path, archive: Archive) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ class Board:
     def write(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Log values under ``group``, after ``step`` updates."""
         if self._writer is not None:
+            # A finding without an AUROC in a few validation images is no divergence to be warned of.
             for name, value in values.items():
+                if math.isnan(value):
+                    continue
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
 

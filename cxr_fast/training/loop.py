@@ -208,6 +208,8 @@ class _Loop:
             self.progress, tensors = found
             for name, part in self._parts().items():
                 part.load_state_dict(tensors[name])
+        else:  # before any model: a folder with models and no state is somebody else's
+            self._save()
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
@@ -339,6 +341,11 @@ class _Loop:
     def _judge(self, judged: Labelled) -> dict[str, float]:
         """Loss and AUROC of the network in eval mode, each process on its share of the images."""
         logits = predict(self._result, judged, self.card, self.fabric)
+        if not logits.isfinite().all():
+            raise ValueError(
+                "the network's output is not finite after this epoch; lower the learning rate, or clip "
+                "the gradients. The last good epoch is kept"
+            )
         labels = np.asarray(judged.labels)
         loss = classification_loss(logits, torch.as_tensor(labels).float(), self.settings.balance)
         auroc = metrics.auroc(logits.numpy(), labels)

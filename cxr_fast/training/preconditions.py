@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from lightning_fabric import Fabric
 
 from cxr_fast.training.batches import Labelled
 from cxr_fast.training.settings import TrainingSettings
+
+
+def require_own_folder(out: Path, model_files: Sequence[str], state: str) -> None:
+    """The models in a folder to train into are this training's: none of another's is written over."""
+    if (out / state).exists():
+        return
+    foreign = [name for name in model_files if (out / name).exists()]
+    if foreign:
+        raise ValueError(
+            f"{out} holds {' and '.join(foreign)} but no {state} to go on from, and a training into it "
+            "would write over them; name another folder, or move them away"
+        )
 
 
 def require_both_labels(data: Labelled, names: tuple[str, ...]) -> None:

@@ -59,13 +59,13 @@ def load_state(folder: Path, told: dict[str, Any]) -> tuple[Progress, dict[str, 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         before, progress, tensors = loaded["told"], Progress(**loaded["progress"]), loaded["tensors"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        # A setting that is newer than the state had its default's meaning.
+        before["settings"] = _completed(before["settings"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, OSError) as error:
         raise ValueError(
-            f"{path} must be the state of a training, but cannot be read as one: {error}; remove it to "
-            "begin again, or name another folder"
+            f"{path} must be the state of a training, but cannot be read as one "
+            f"({type(error).__name__}); name another folder"
         ) from error
-    # A setting that is newer than the state had its default's meaning.
-    before["settings"] = _completed(before["settings"])
     changed = differences(before, told)
     if changed:
         raise ValueError(
