@@ -217,11 +217,15 @@ def test_s3_needs_no_fsspec() -> None:
     assert done.stdout == "bucket/a folder/x#1.png s3://bucket/a folder/x#1.png False\n"
 
 
-def test_a_file_too_large_for_an_image(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_too_large_for_an_image(
+    folder: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cxr_fast.archive.sources.store.refuse_large.__defaults__", (100,))
     expected = "a file of 3000 bytes, more than 100"
     assert outcome(list_images(f"{memory}/b/c*.png"), 0) == expected
     assert outcome(list_images(f"{memory}/b/c d.png"), 0) == expected
+    on_arrow = list_images(str(folder / "b"), filesystem=pafs.LocalFileSystem())
+    assert outcome(on_arrow, 0) == expected
 
 
 # --- a network that fails -------------------------------------------------------------------------
