@@ -136,7 +136,7 @@ def _frame(
         _check_claim("JPEG-LS", shape, width, height, components)
         samples = _decoded(codecs.jpegls_decode, frame, "JPEG-LS")
     else:
-        stream = walk_codestream(frame)
+        stream = walk_codestream(frame, shape.rows * shape.columns)
         _check_claim("JPEG 2000", shape, stream.width, stream.height, stream.components)
         bits = stream.bits
         samples = _decoded(codecs.jpeg2k_decode, frame, "JPEG 2000")

@@ -39,16 +39,20 @@ def decode_jpeg2000(data: bytes, max_pixels: int) -> Pixels:
     as a PNG's are. Colour becomes luma of 8 bits.
     """
     codestream = data if data.startswith(b"\xff\x4f") else _codestream_of_jp2(data)
-    found = walk_codestream(codestream)
-    check_size(found.width, found.height, max_pixels)
+    found = walk_codestream(codestream, max_pixels)
     if found.signed or found.bits > 16 or (found.bits < 8 and found.components > 1):
         sign = "signed " if found.signed else ""
         raise UnreadableImage(f"JPEG 2000 of {sign}{found.bits} bits is not supported")
     if found.components > 4:
         raise UnreadableImage(f"JPEG 2000 of {found.components} components is not supported")
-    pixels = pixels_of(lambda: Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data)), "JPEG 2000")
-    if pixels.shape != (found.height, found.width):
-        raise UnreadableImage("corrupt JPEG 2000 (its headers disagree)")
+
+    def opened() -> Jpeg2KImagePlugin.Jpeg2KImageFile:
+        image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data))
+        if image.size != (found.width, found.height):  # a JP2 file says it twice
+            raise UnreadableImage("corrupt JPEG 2000")
+        return image
+
+    pixels = pixels_of(opened, "JPEG 2000")
     container = 8 * pixels.itemsize
     if found.components == 1 and found.bits < container:
         # Pillow shifts samples to the top of their bytes; the brightest is to be white.
@@ -59,10 +63,10 @@ def decode_jpeg2000(data: bytes, max_pixels: int) -> Pixels:
     return pixels
 
 
-def walk_codestream(data: bytes) -> Codestream:
+def walk_codestream(data: bytes, max_pixels: int) -> Codestream:
     """Read the size marker of a codestream, and follow its tile-parts to the end marker.
 
-    Raises UnreadableImage where it is truncated, a tile is missing, or components differ in kind.
+    Raises UnreadableImage where it claims too many pixels, is truncated, a tile is missing, or components differ in kind.
     """
     found: Codestream | None = None
     tiles, seen = 0, set()
@@ -73,6 +77,7 @@ def walk_codestream(data: bytes) -> Codestream:
             break
         if marker == _SIZE:
             found, tiles = _size(data[start + 4 : start + 2 + length])
+            check_size(found.width, found.height, max_pixels)
         start += 2 + length
     if found is None:
         raise UnreadableImage("corrupt JPEG 2000 (no size)")

@@ -30,17 +30,18 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258,
 _ORIENTATION, _SAMPLES, _ROWS, _PLANAR = 274, 277, 278, 284
 _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _TABLES = 322, 323, 338, 339, 347
-_PREDICTOR, _COLOURS, _SUBSAMPLING, _REFERENCE = 317, 320, 530, 532
+_PREDICTOR, _COLOURS, _SUBSAMPLING = 317, 320, 530
 _KEPT = frozenset(
     (
         *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _ROWS, _PLANAR),
-        *(_STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT),
-        *(_TABLES, _PREDICTOR, _COLOURS, _SUBSAMPLING, _REFERENCE),
+        *(_STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA),
+        *(_TABLES, _PREDICTOR, _COLOURS, _SUBSAMPLING),
     )
 )
 
-_KINDS = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}  # of a field's values, the integers
-_RATIONAL = 5
+_LISTS = frozenset((_BITS, _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES, _TABLES, _COLOURS, _SUBSAMPLING))
+
+_KINDS = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}  # of a field's values: the whole numbers
 _NO_COMPRESSION, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 7, 8, 32946, 32773
 _COMPRESSIONS = (_NO_COMPRESSION, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _PACKBITS)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -93,11 +94,7 @@ def decode_tiff(data: bytes, max_pixels: int) -> Picture:
     pages = _pages(data, start, following, order, big)
 
     photometric = _one(fields, _PHOTOMETRIC, -1)
-    needed = {tag: field for tag, field in fields.items() if tag in _KEPT}
-    if photometric == _WHITE_IS_ZERO:  # Pillow would not invert all kinds of it
-        needed[_PHOTOMETRIC] = _Field(3, (_BLACK_IS_ZERO,))
-    if _one(fields, _EXTRA, 0) == _ASSOCIATED_ALPHA:  # composited on black as it is
-        needed[_EXTRA] = _Field(3, (0,))
+    needed = _needed(fields)
     rewritten = _with_directory(data, needed, order)
     pixels = pixels_of(lambda: TiffImagePlugin.TiffImageFile(io.BytesIO(rewritten)), "TIFF")
     if pixels.shape != (_one(fields, _HEIGHT, 0), _one(fields, _WIDTH, 0)):
@@ -124,21 +121,18 @@ def _directory(
     fields = {}
     for at in range(first, end if values else first, entry_size):
         tag, kind, number = struct.unpack_from(f"{order}HH{offset_kind}", data, at)
-        if tag not in _KEPT and tag != _ORIENTATION:
+        if tag not in _KEPT and tag not in (_ORIENTATION, _FORMAT):
             continue
-        if kind == _RATIONAL:
-            unit, repeat = "I", 2 * number
-        elif kind in _KINDS:
-            unit, repeat = _KINDS[kind], number
-        else:
+        if kind not in _KINDS or number == 0:
             raise UnreadableImage("corrupt TIFF (a field of the wrong kind)")
-        size = repeat * struct.calcsize("=" + unit)
+        unit = _KINDS[kind]
+        size = number * struct.calcsize("=" + unit)
         place = at + 4 + struct.calcsize("=" + offset_kind)
         if size > entry_size - (place - at):
             (place,) = struct.unpack_from(order + offset_kind, data, place)
         if place + size > len(data):
             raise UnreadableImage("truncated TIFF")
-        fields[tag] = _Field(kind, struct.unpack_from(f"{order}{repeat}{unit}", data, place))
+        fields[tag] = _Field(kind, struct.unpack_from(f"{order}{number}{unit}", data, place))
     return fields, following
 
 
@@ -155,7 +149,7 @@ def _pages(data: bytes, start: int, following: int, order: str, big: bool) -> in
 
 def _one(fields: dict[int, _Field], tag: int, default: int) -> int:
     field = fields.get(tag)
-    return field.values[0] if field is not None and field.values else default
+    return field.values[0] if field is not None else default
 
 
 def _check_kind(fields: dict[int, _Field], max_pixels: int) -> None:
@@ -182,6 +176,8 @@ def _check_kind(fields: dict[int, _Field], max_pixels: int) -> None:
         raise UnreadableImage(f"TIFF of compression {compression} is not supported for its samples")
     if _one(fields, _FILL_ORDER, 1) != 1 and bits != {1}:
         raise UnreadableImage("TIFF with the bits of a byte reversed is not supported")
+    if _one(fields, _PLANAR, 1) not in (1, 2) or _one(fields, _PREDICTOR, 1) not in (1, 2):
+        raise UnreadableImage("TIFF of this planar configuration or predictor is not supported")
     colours = fields.get(_COLOURS, _Field(3, ())).values
     if photometric == _PALETTE and len(colours) != 3 * 2 ** next(iter(bits)):
         raise UnreadableImage("corrupt TIFF (a palette of the wrong length)")
@@ -247,6 +243,22 @@ def _check_inflates(strip: bytes, needed: int) -> None:
         raise UnreadableImage("corrupt TIFF (a strip or tile does not inflate)")
 
 
+def _needed(fields: dict[int, _Field]) -> dict[int, _Field]:
+    """The fields that decide pixels, each with as many values as it must have."""
+    kept = {tag: field for tag, field in fields.items() if tag in _KEPT}
+    for tag in kept.keys() - _LISTS:
+        kept[tag] = kept[tag]._replace(values=kept[tag].values[:1])
+    photometric, samples = _one(fields, _PHOTOMETRIC, -1), _one(fields, _SAMPLES, 1)
+    kept[_BITS] = _Field(3, (_one(fields, _BITS, 1),) * samples)
+    if photometric == _WHITE_IS_ZERO:  # Pillow would not invert all kinds of it
+        kept[_PHOTOMETRIC] = _Field(3, (_BLACK_IS_ZERO,))
+    if samples in (2, 4) and photometric != _CMYK:
+        extra = _one(fields, _EXTRA, 0)
+        # Associated alpha is composited on black as it is.
+        kept[_EXTRA] = _Field(3, (0 if extra == _ASSOCIATED_ALPHA else extra,))
+    return kept
+
+
 def _with_directory(data: bytes, fields: dict[int, _Field], order: str) -> bytes:
     """Give the file, as a classic TIFF, a directory of ``fields`` behind all that it holds."""
     padding = bytes(-len(data) % 4)
@@ -255,14 +267,13 @@ def _with_directory(data: bytes, fields: dict[int, _Field], order: str) -> bytes
     entries, values = [], b""
     for tag, (kind, numbers) in sorted(fields.items()):
         kind = 4 if kind == 16 else kind
-        count = len(numbers) // (2 if kind == _RATIONAL else 1)
-        unit = "I" if kind == _RATIONAL else _KINDS[kind]
+        unit = _KINDS[kind]
         packed = struct.pack(f"{order}{len(numbers)}{unit}", *_in_range(numbers, unit))
         if len(packed) > 4:
-            entry = struct.pack(order + "HHII", tag, kind, count, outside + len(values))
+            entry = struct.pack(order + "HHII", tag, kind, len(numbers), outside + len(values))
             values += packed + bytes(-len(packed) % 4)
         else:
-            entry = struct.pack(order + "HHI", tag, kind, count) + packed.ljust(4, b"\0")
+            entry = struct.pack(order + "HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\0")
         entries.append(entry)
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
     directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4)
