@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+class Picture(NamedTuple):
+    """What a file gave: grey pixels [H, W], a sentence for the run's record, the tags asked for."""
+
+    pixels: Pixels
+    note: str = ""
+    tags: Mapping[str, str] = {}
 
 
 class UnreadableImage(Exception):  # noqa: N818 (it reads as what it says)
@@ -81,9 +89,21 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
+def luma(rgb: NDArray[Any]) -> NDArray[Any]:
+    """ITU-R 601 luma of [..., 3] in the dtype of ``rgb``, rounded as Pillow rounds it."""
+    weights = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 in 1/65536; sum 65536
+    red, green, blue = (rgb[..., i].astype(np.uint32) * weights[i] for i in range(3))
+    grey: NDArray[Any] = ((red + green + blue + np.uint32(0x8000)) >> 16).astype(rgb.dtype)
+    return grey
+
+
 def upright(pixels: NDArray[Any], exif: bytes) -> NDArray[Any]:
     """Undo the EXIF orientation (1 to 8; anything else counts as 1)."""
-    orientation = _orientation(exif)
+    return turned(pixels, _orientation(exif))
+
+
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Make a picture stored in an ``orientation`` of EXIF and TIFF (1 to 8, else 1) upright."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.T
     if orientation in (3, 4, 7, 8):

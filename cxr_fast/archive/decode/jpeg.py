@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from typing import NamedTuple
 
 from PIL import Image, JpegImagePlugin
 
@@ -14,11 +15,28 @@ from cxr_fast.archive.decode.common import Pixels, UnreadableImage, check_size, 
 _TEXT = (*range(0xE1, 0xEE), 0xEF, 0xFE)  # APP1 to APP15 but Adobe's APP14, and comments
 _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # a marker that is not a restart
 _MAX_SCANS = 500  # a progressive JPEG has about ten; each one costs a pass over all pixels
+_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # sequential and progressive, Huffman and arithmetic
+LOSSLESS = 0xC3
+
+
+class Frame(NamedTuple):
+    """A JPEG's frame header; ``coding`` is the second byte of its marker."""
+
+    coding: int
+    bits: int
+    height: int
+    width: int
+    components: bytes  # their identifiers
 
 
 def decode_jpeg(data: bytes, max_pixels: int) -> Pixels:
     """Decode a whole JPEG file; see ``decode``."""
-    needed, exif = _checked_jpeg(data, max_pixels)
+    needed, frame, exif = walk_jpeg(data)
+    if frame.coding not in _FRAMES:
+        raise UnreadableImage("lossless or hierarchical JPEG is not supported")
+    if frame.bits != 8:
+        raise UnreadableImage(f"JPEG of {frame.bits} bits is not supported")
+    check_size(frame.width, frame.height, max_pixels)
 
     def opened() -> Image.Image:
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(needed))
@@ -29,11 +47,11 @@ def decode_jpeg(data: bytes, max_pixels: int) -> Pixels:
     return upright(pixels_of(opened, "JPEG"), exif)
 
 
-def _checked_jpeg(data: bytes, max_pixels: int) -> tuple[bytes, bytes]:
-    """Keep the segments that decide the pixels, down to the end marker; find the EXIF data."""
+def walk_jpeg(data: bytes) -> tuple[bytes, Frame, bytes]:
+    """Walk a JPEG to its end marker: the segments that decide pixels, the frame, the EXIF data."""
     view = memoryview(data)
     kept = [view[:2]]
-    start, scans, framed, exif = 2, 0, False, b""
+    start, scans, frame, exif = 2, 0, None, b""
     while True:
         while data[start : start + 2] == b"\xff\xff":  # fill bytes
             start += 1
@@ -49,8 +67,9 @@ def _checked_jpeg(data: bytes, max_pixels: int) -> tuple[bytes, bytes]:
         if end > len(data):
             raise UnreadableImage("truncated JPEG")
         if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
-            _check_frame(marker[1], data[start + 4 : end], max_pixels)
-            framed = True
+            if frame is not None:
+                raise UnreadableImage("lossless or hierarchical JPEG is not supported")
+            frame = _frame(marker[1], data[start + 4 : end])
         if marker[1] == 0xDA:
             scans += 1
             if scans > _MAX_SCANS:
@@ -64,18 +83,14 @@ def _checked_jpeg(data: bytes, max_pixels: int) -> tuple[bytes, bytes]:
         elif marker[1] == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
             exif = exif or data[start + 10 : end]
         start = end
-    if not framed or scans == 0:
+    if frame is None or scans == 0:
         raise UnreadableImage("corrupt JPEG (no picture in it)")
     kept.append(view[start : start + 2])
-    return b"".join(kept), exif
+    return b"".join(kept), frame, exif
 
 
-def _check_frame(marker: int, frame: bytes, max_pixels: int) -> None:
-    if len(frame) < 6:
+def _frame(coding: int, header: bytes) -> Frame:
+    if len(header) < 6 or len(header) < 6 + 3 * header[5]:
         raise UnreadableImage("corrupt JPEG (broken marker)")
-    bits, height, width = struct.unpack_from(">BHH", frame)
-    if marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
-        raise UnreadableImage("lossless or hierarchical JPEG is not supported")
-    if bits != 8:
-        raise UnreadableImage(f"JPEG of {bits} bits is not supported")
-    check_size(width, height, max_pixels)
+    bits, height, width = struct.unpack_from(">BHH", header)
+    return Frame(coding, bits, height, width, header[6 : 6 + 3 * header[5] : 3])
