@@ -14,7 +14,13 @@ import numpy as np
 
 from cxr_fast.archive.chestxray14 import read_boxes, read_labels
 from cxr_fast.archive.findings import open_run
-from cxr_fast.archive.images import ImageList, UnreadableImage, list_images, read_image
+from cxr_fast.archive.images import (
+    ImageList,
+    UnreadableImage,
+    check_keep_tags,
+    list_images,
+    read_image,
+)
 from cxr_fast.archive.overlays import (
     MinedClass,
     Truth,
@@ -127,6 +133,7 @@ def prepare(
     overlays: int,
     min_probability: float,
     heatmaps: bool,
+    keep_tags: tuple[str, ...],
     precision: Precision,
     batch_size: int,
     shard_size: int,
@@ -148,6 +155,7 @@ def prepare(
             f"--model must be a checkpoint file or 'demo', but {model_path(model)} is not a file; "
             "train one with `cxr-fast train`, or try --model demo"
         )
+    check_keep_tags(keep_tags)
     require_writable(out)
     miners = load_miners(model, None, precision, resolve_devices(device))
     miner = miners[0]
@@ -165,6 +173,7 @@ def prepare(
         min_probability=min_probability,
         classes_of=wanted,
         heatmaps=heatmaps,
+        keep_tags=keep_tags,
     )
     truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)

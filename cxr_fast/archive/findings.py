@@ -5,6 +5,8 @@
     DIR/findings/part-00000.parquet   one row a box; one part a shard of images
     DIR/maps/part-00000.parquet       one row a heatmap: probability, peak, perhaps the heatmap itself
     DIR/errors/part-00000.parquet     the shard's unreadable images; absent where there are none
+    DIR/notes/part-00000.parquet      what a reader must know of some images; absent likewise
+    DIR/tags/part-00000.parquet       the DICOM values that were asked for; absent likewise
     DIR/errors.parquet                all of them; written when the run ends, even when empty
     DIR/.lock                         held, not merely present, while a run is at work
 
@@ -93,11 +95,12 @@ class RunFolder:
         findings: pa.Table | Mapping[str, Any],
         errors: Iterable[tuple[str, str]] = (),
         maps: pa.Table | Mapping[str, Any] | None = None,
+        beside: Mapping[str, pa.Table] | None = None,
     ) -> None:
         """Commit one shard; see the function ``write_shard``."""
         if self._lock < 0:
             raise ValueError(f"the run in {self.path} is closed")
-        write_shard(self.path, shard, findings, errors, maps)
+        write_shard(self.path, shard, findings, errors, maps, beside)
 
     def count_errors(self) -> int:
         """Return how many images of the finished shards were unreadable."""
@@ -166,13 +169,14 @@ def write_shard(
     findings: pa.Table | Mapping[str, Any],
     errors: Iterable[tuple[str, str]] = (),
     maps: pa.Table | Mapping[str, Any] | None = None,
+    beside: Mapping[str, pa.Table] | None = None,
 ) -> None:
     """Commit one shard of the run in ``path``: after the return it survives a power cut.
 
     ``findings`` is a table, or columns, of ``FINDINGS_SCHEMA``, ``maps`` one of ``MAPS_SCHEMA`` or
-    ``HEATMAPS_SCHEMA``; ``errors`` are pairs of image_id and reason. It takes no lock, so
-    that worker processes can write for the one that holds it; different shards may be written at the
-    same time.
+    ``HEATMAPS_SCHEMA``; ``errors`` are pairs of image_id and reason. ``beside`` has the
+    tables ``notes`` and ``tags``, where they have rows. It takes no lock, so that worker processes can
+    write for the one that holds it; different shards may be written at the same time.
 
     Raises FileExistsError if the shard is finished already, ValueError for a shard below 0 or
     rows that do not fit the schema, OSError if the disk does not take them.
@@ -192,6 +196,10 @@ def write_shard(
         _write_table(folder / "errors" / name, pa.table(columns, schema=ERRORS_SCHEMA), settings)
     if mapped is not None:
         _write_table(folder / "maps" / name, mapped, settings)
+    for kind, rows in (beside or {}).items():
+        if rows.num_rows:
+            (folder / kind).mkdir(exist_ok=True)
+            _write_table(folder / kind / name, rows, settings)
     _write_table(folder / "findings" / name, table, settings)
 
 
@@ -354,7 +362,7 @@ def _prepare(path: Path) -> None:
             pass
         (folder / ".probe").unlink()
     finished = _parts(path / "findings")
-    for kind in ("maps", "errors"):
+    for kind in ("maps", "errors", "notes", "tags"):
         for shard, part in _parts(path / kind).items():
             if shard not in finished:
                 part.unlink()

@@ -26,7 +26,7 @@ import torch
 
 from cxr_fast import __version__
 from cxr_fast.archive.findings import RunFolder
-from cxr_fast.archive.images import ImageList, UnreadableImage, read_image, to_input
+from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture, to_input
 from cxr_fast.archive.shard_rows import Outcome, ShardRows, shard_rows
 from cxr_fast.archive.stages import Stages
 from cxr_fast.mining import Mined, Miner, findings_of, maps_of
@@ -50,6 +50,8 @@ class Readings(NamedTuple):
     sizes: torch.Tensor
     readable: tuple[int, ...]  # positions in the image list, in order
     errors: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+    tags: tuple[tuple[str, Mapping[str, str]], ...]
 
 
 Inspect = Callable[[Readings, Mined], None]
@@ -85,6 +87,8 @@ class RunOptions:
     classes_of: Mapping[str, Sequence[int]] | None = None
     # Whether the heatmaps themselves are kept beside their peaks.
     heatmaps: bool = False
+    # DICOM values that are kept beside the findings; no other leaves its file.
+    keep_tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shard_size < 1:
@@ -121,6 +125,7 @@ def run_settings(
         "classes": classes,
         "min_probability": options.min_probability,
         "heatmaps": options.heatmaps,
+        "keep_tags": list(options.keep_tags),
         "cxr_fast": __version__,
         "torch": torch.__version__,
     }
@@ -166,7 +171,7 @@ def mine_archive(
     with contextlib.closing(mined):
         for position, (shard, rows) in enumerate(mined, 1):
             with stages.timed("write"):
-                run.write_shard(shard, rows.findings, rows.errors, rows.maps)
+                run.write_shard(shard, rows.findings, rows.errors, rows.maps, rows.beside)
             boxes += rows.findings.num_rows
             unreadable += len(rows.errors)
             if max_errors is not None and unreadable > max_errors:
@@ -209,7 +214,7 @@ def mine_shards(
         own.miner = free.get()
 
     def read(batch: Batch) -> Readings:
-        return read_batch(images, batch, card.input_size, options.batch_size, stages, not inline)
+        return read_batch(images, batch, card.input_size, options, stages, not inline)
 
     def mine(miner: Miner, readings: Readings) -> Outcome:
         with stages.timed("network"):
@@ -224,7 +229,8 @@ def mine_shards(
             maps = maps_of(mined, readings.sizes, wanted, len(names), options.heatmaps)
         if inspect:
             inspect(readings, mined)
-        return Outcome(findings, maps, names, readings.errors + broken)
+        errors = readings.errors + broken
+        return Outcome(findings, maps, names, errors, readings.notes, readings.tags)
 
     for miner in miners:
         free.put(miner)
@@ -255,7 +261,7 @@ def mine_shards(
                     count(batch)
                 if batch.last == _positions(batch.shard, images, options).stop:
                     with stages.timed("write"):
-                        rows = shard_rows(waiting, card.class_names)
+                        rows = shard_rows(waiting, card.class_names, options.keep_tags)
                     waiting = []
                     yield batch.shard, rows
     finally:
@@ -267,7 +273,7 @@ def read_batch(
     images: ImageList,
     batch: Batch,
     input_size: int,
-    batch_size: int,
+    options: RunOptions,
     stages: Stages,
     pinned: bool = False,
 ) -> Readings:
@@ -275,25 +281,31 @@ def read_batch(
 
     ``pinned`` memory is what a GPU copies from without waiting.
     """
-    pixels = torch.zeros(batch_size, input_size, input_size, pin_memory=pinned)
-    sizes = torch.ones(batch_size, 2, dtype=torch.float64)
+    pixels = torch.zeros(options.batch_size, input_size, input_size, pin_memory=pinned)
+    sizes = torch.ones(options.batch_size, 2, dtype=torch.float64)
     readable: list[int] = []
     errors: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
+    tags: list[tuple[str, Mapping[str, str]]] = []
     for position in range(batch.first, batch.last):
         try:
             with stages.timed("read"):
                 data = images.read(position)
             with stages.timed("decode"):
-                image = read_image(data)
+                picture = read_picture(data, keep_tags=options.keep_tags)
         except UnreadableImage as error:
             errors.append((images.image_ids[position], error.reason))
             continue
         row = len(readable)
         with stages.timed("resize"):
-            pixels[row] = torch.from_numpy(to_input(image, input_size))
-        sizes[row] = torch.tensor(image.shape, dtype=torch.float64)
+            pixels[row] = torch.from_numpy(to_input(picture.pixels, input_size))
+        sizes[row] = torch.tensor(picture.pixels.shape, dtype=torch.float64)
         readable.append(position)
-    return Readings(pixels, sizes, tuple(readable), tuple(errors))
+        if picture.note:
+            notes.append((images.image_ids[position], picture.note))
+        if picture.tags:
+            tags.append((images.image_ids[position], picture.tags))
+    return Readings(pixels, sizes, tuple(readable), tuple(errors), tuple(notes), tuple(tags))
 
 
 def _without_broken(

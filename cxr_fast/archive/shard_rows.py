@@ -8,28 +8,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cxr_fast.archive.schemas import findings_table, maps_table
+from cxr_fast.archive.schemas import NOTES_SCHEMA, findings_table, maps_table, tags_schema
 from cxr_fast.mining import Findings, Maps
 
 
 class Outcome(NamedTuple):
-    """What is kept of a batch: rows, the ids of its readable images in order, what failed and why."""
+    """What is kept of a batch: rows, the ids of its readable images in order, what failed and why.
+
+    ``notes`` are pairs of image_id and sentence, ``tags`` of image_id and the DICOM values kept.
+    """
 
     findings: Findings
     maps: Maps
     image_ids: tuple[str, ...]
     errors: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+    tags: tuple[tuple[str, Mapping[str, str]], ...]
 
 
 class ShardRows(NamedTuple):
-    """All that is written of a shard: two tables, and pairs of image_id and reason."""
+    """All that is written of a shard: tables, and pairs of image_id and reason."""
 
     findings: pa.Table
     maps: pa.Table
     errors: tuple[tuple[str, str], ...]
+    beside: dict[str, pa.Table]
 
 
-def shard_rows(outcomes: Sequence[Outcome], class_names: Sequence[str]) -> ShardRows:
+def shard_rows(
+    outcomes: Sequence[Outcome], class_names: Sequence[str], keep_tags: Sequence[str] = ()
+) -> ShardRows:
     """Join a shard's batches, in order."""
     findings = _joined([o.findings for o in outcomes])
     maps = _joined([o.maps for o in outcomes])
@@ -49,7 +57,13 @@ def shard_rows(outcomes: Sequence[Outcome], class_names: Sequence[str]) -> Shard
     if "heatmap" in maps:
         mapped |= _heatmap_columns(maps["heatmap"])
     errors = tuple(error for o in outcomes for error in o.errors)
-    return ShardRows(findings_table(rows), maps_table(mapped), errors)
+    notes = [{"image_id": name, "note": note} for o in outcomes for name, note in o.notes]
+    tags = [{"image_id": name, **kept} for o in outcomes for name, kept in o.tags]
+    beside = {
+        "notes": pa.Table.from_pylist(notes, NOTES_SCHEMA),
+        "tags": pa.Table.from_pylist(tags, tags_schema(keep_tags)),
+    }
+    return ShardRows(findings_table(rows), maps_table(mapped), errors, beside)
 
 
 def _joined(batches: Sequence[Findings] | Sequence[Maps]) -> dict[str, np.ndarray]:

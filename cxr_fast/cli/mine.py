@@ -54,6 +54,9 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
               help="Leave out classes less probable than this.")  # fmt: skip
 @click.option("--heatmaps", is_flag=True,
               help="Keep the heatmaps too, for evaluate's mean IoU and pixel AUC.")  # fmt: skip
+@click.option("--keep-tags", multiple=True, metavar="NAME",
+              help="A DICOM value to keep in OUT/tags: PatientSex, 0010,0040, ... No other leaves its "
+              "file.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
               default="auto", show_default=True,
               help="Of the network; resolved once and recorded.")  # fmt: skip
@@ -78,6 +81,7 @@ def mine(
     overlays: int,
     min_probability: float,
     heatmaps: bool,
+    keep_tags: tuple[str, ...],
     precision: Any,
     batch_size: int,
     shard_size: int,
@@ -102,6 +106,7 @@ def mine(
     console = Console(stderr=True)
     job = command.prepare(
         images, model, out, classes, labels, truth, overlays, min_probability, heatmaps,
+        keep_tags,
         precision, batch_size, shard_size, device, threads or cores(), max_errors,
     )  # fmt: skip
     console.print(job.summary, highlight=False)
