@@ -95,6 +95,13 @@ def test_patterns(folder: Path, memory: str, pattern: str) -> None:
     assert contents(found) == contents(here)
 
 
+def test_names_with_an_empty_part_are_listed_once(memory: str) -> None:
+    fsspec.filesystem("memory").pipe("/archive//a.png", PNG_SIGNATURE + b"another")
+    found = contents(list_images(memory))
+    assert found.pop("/a.png") == PNG_SIGNATURE + b"another"
+    assert found == FILES
+
+
 def test_one_file_and_nothing(memory: str) -> None:
     found = list_images(f"{memory}/b/c d.png")
     assert contents(found) == {"c d.png": FILES["b/c d.png"]}
