@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import random
@@ -14,68 +13,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import END, contents, header, member, outcome, pax, shard
 
-from cxr_fast.archive.images import UnreadableImage, file_name, list_images
+from cxr_fast.archive.images import file_name, list_images
 from cxr_fast.archive.sources import TarList
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-END = bytes(1024)
-
-
-def header(name: bytes, size: int = 0, kind: bytes = b"0", **fields: bytes) -> bytes:
-    """A header of POSIX ustar from the standard's table; ``fields`` replace the octal ones."""
-    block = bytearray(512)
-    block[0 : len(name)] = name
-    block[100:108] = b"0000644\0"
-    block[124:136] = fields.get("octets", b"%011o\0" % size)
-    block[156:157] = kind
-    block[257:265] = fields.get("magic", b"ustar\x0000")
-    prefix = fields.get("prefix", b"")
-    block[345 : 345 + len(prefix)] = prefix
-    block[148:156] = b" " * 8
-    block[148:156] = fields.get("checksum", b"%06o\0 " % sum(block))
-    return bytes(block)
-
-
-def member(name: bytes, data: bytes = b"", kind: bytes = b"0", **fields: bytes) -> bytes:
-    return header(name, len(data), kind, **fields) + data + bytes(-len(data) % 512)
-
-
-def pax(**records: bytes) -> bytes:
-    content = b""
-    for key, value in records.items():
-        body = b" " + key.replace("__", ".").encode() + b"=" + value + b"\n"
-        length = len(body) + 1
-        while len(str(length)) + len(body) != length:
-            length += 1
-        content += str(length).encode() + body
-    return member(b"PaxHeader", content, b"x")
 
 
 def images_in(tar: Path | str) -> dict[str, bytes | str]:
     """What each listed image reads as: its bytes, or the reason that it has none."""
-    found = list_images(tar)
-    return {image_id: outcome(found, index) for index, image_id in enumerate(found.image_ids)}
-
-
-def outcome(found: object, index: int) -> bytes | str:
-    try:
-        return found.read(index)
-    except UnreadableImage as error:
-        return error.reason
+    return contents(list_images(tar))
 
 
 def written(path: Path, *pieces: bytes) -> Path:
     path.write_bytes(b"".join(pieces))
-    return path
-
-
-def shard(path: Path, files: dict[str, bytes], format: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
     return path
 
 

@@ -133,7 +133,7 @@ def _list_found(store: Store, root: str, found: Iterable[tuple[str, int]], descr
         elif kind in others:
             others[kind].append(name)
     rows = images.rows()
-    tars, parts = sorted(others["tar"]), sorted(others["parquet"])
+    tars, parts = sorted(set(others["tar"])), sorted(set(others["parquet"]))
     if len(rows) and tars:
         raise ValueError(
             f"{described} holds both tars ({len(tars)}, as {tars[0]!r}) and other files that could be "
@@ -157,9 +157,8 @@ def _list_manifest(store: Store, root: str, paths: list[str], described: str) ->
     if not len(image_ids):
         raise _nothing(described)
     in_order = image_ids.take(pc.sort_indices(image_ids))
-    same = pc.equal(in_order[1:], in_order[:-1])
-    if pc.any(same).as_py():
-        doubled = in_order[1:].filter(same)[0].as_py()
+    if pc.any(again := _repeats(in_order)).as_py():
+        doubled = in_order.filter(again)[0].as_py()
         places = " and ".join(manifest.places(doubled)[:2])
         raise ValueError(
             f"{described} names {doubled!r} more than once ({places}); name each image once"
@@ -183,7 +182,10 @@ class _Gathered:
             self._ids, self._sizes = [], []
 
     def rows(self) -> pa.RecordBatch:
-        """Return all of it, sorted by id; without sizes if none is known."""
+        """Return all of it, sorted by id; without sizes if none is known.
+
+        A service that lists a file twice, as some do when a name has an empty part, has it once here.
+        """
         batches = [*self._batches, _rows(self._ids, self._sizes)]
         ids = pa.concat_arrays([batch.column("image_id") for batch in batches])
         order = pc.sort_indices(ids)
@@ -196,7 +198,16 @@ class _Gathered:
                 for batch in batches
             ]
             columns["size"] = pa.concat_arrays(sizes).take(order)
-        return pa.record_batch(columns)
+        rows = pa.record_batch(columns)
+        again = _repeats(rows.column("image_id"))
+        return rows.filter(pc.invert(again)) if pc.any(again).as_py() else rows
+
+
+def _repeats(in_order: pa.Array) -> pa.BooleanArray:
+    """Mark the ids that are equal to the one before."""
+    if not len(in_order):
+        return pa.array([], pa.bool_())
+    return pa.concat_arrays([pa.array([False]), pc.equal(in_order[1:], in_order[:-1])])
 
 
 def _rows(image_ids: list[str], sizes: list[int]) -> pa.RecordBatch:

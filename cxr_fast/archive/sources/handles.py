@@ -85,5 +85,9 @@ class ArrowHandle:
 
     def read_at(self, path: str, offset: int, length: int) -> bytes:
         """See ``Handle``."""
-        part: bytes = self._open(path).read_at(length, offset)
+        try:
+            part: bytes = self._open(path).read_at(length, offset)
+        except Exception:
+            self._open.cache_clear()  # the next try is not to meet the same lost connection
+            raise
         return part

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from posixpath import normpath
 from typing import Any, BinaryIO, ClassVar, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -58,7 +58,7 @@ def store_of(uri: str) -> tuple[Store, str]:
             "give it in the environment or the configuration of the service"
         )
     if scheme.lower() == "file":
-        return LocalStore(), unquote(path)
+        return LocalStore(), os.fsdecode(unquote_to_bytes(path))
     if scheme.lower() in ("http", "https"):
         return RemoteStore(f"{scheme}://{authority}"), uri
     store = RemoteStore(f"{scheme}://{authority}/{options}" if options else f"{scheme}://{authority}")
@@ -297,7 +297,8 @@ def _files_of(
     entries: list[tuple[str, FileKind, int]], root: str, depth: int | None
 ) -> Iterator[tuple[str, int]]:
     for path, kind, size in entries:
-        name = path[len(root) :].lstrip("/")
+        # One slash: a service's names may have an empty part.
+        name = path[len(root) :].removeprefix("/")
         # A service may list a folder among what is in it.
         if (
             kind == "file"
