@@ -66,7 +66,8 @@ def decode_jpeg2000(data: bytes, max_pixels: int) -> Pixels:
 def walk_codestream(data: bytes, max_pixels: int) -> Codestream:
     """Read the size marker of a codestream, and follow its tile-parts to the end marker.
 
-    Raises UnreadableImage where it claims too many pixels, is truncated, a tile is missing, or components differ in kind.
+    Raises UnreadableImage where it claims too many pixels, is truncated, lacks a tile, or has
+    components of several kinds.
     """
     found: Codestream | None = None
     tiles, seen = 0, set()
