@@ -76,7 +76,7 @@ def check_type(head: bytes) -> None:
     if name is None:
         raise UnreadableImage(f"unknown file type; first bytes {head[:8].hex(' ')}")
     if name not in ("DICOM", "TIFF") and name not in _PLAIN:
-        raise UnreadableImage(f"{name} is not supported yet")
+        raise UnreadableImage(f"{name} is not supported")
 
 
 def decode(data: bytes, max_pixels: int, keep_tags: Sequence[str] = ()) -> Picture:

@@ -139,13 +139,15 @@ def _frame(
         stream = walk_codestream(frame, shape.rows * shape.columns)
         _check_claim("JPEG 2000", shape, stream.width, stream.height, stream.components)
         bits = stream.bits
-        samples = _decoded(codecs.jpeg2k_decode, frame, "JPEG 2000")
+        samples = _decoded(codecs.jpeg2k_decode, frame, "JPEG 2000", numthreads=1)
     expected = (shape.rows, shape.columns) + ((3,) if shape.samples == 3 else ())
     if samples.shape != expected or samples.itemsize > 2 or not 1 <= bits <= 16:
         raise UnreadableImage("corrupt DICOM (its frame has another shape)")
     patterns = samples.view(np.uint8 if samples.itemsize == 1 else np.uint16)
     if samples.dtype.kind == "i":
         patterns = patterns & (2**bits - 1)
+    if patterns.max() >= 2**bits:  # damage that a lossless JPEG's decoder does not see
+        raise UnreadableImage("corrupt DICOM (samples of more bits than their codestream has)")
     return patterns, bits, first
 
 
@@ -158,7 +160,7 @@ def _check_claim(name: str, shape: Shape, width: int, height: int, components: i
         raise UnreadableImage(f"corrupt DICOM (a {name} of {components} samples a pixel)")
 
 
-def _decoded(decoder: Any, frame: bytes, name: str, **options: str) -> NDArray[Any]:
+def _decoded(decoder: Any, frame: bytes, name: str, **options: Any) -> NDArray[Any]:
     samples: NDArray[Any] | None
     try:
         samples = decoder(frame, **options)
@@ -179,9 +181,9 @@ def _rle(frame: bytes, shape: Shape, codecs: Any) -> NDArray[Any]:
     kind = np.dtype("<u2" if shape.allocated == 16 else "u1")
     size = shape.frame_bytes
     planes = _decoded(functools.partial(codecs.dicomrle_decode, dtype=kind, out=size), frame, "RLE")
-    flat = np.frombuffer(planes, kind)
-    if flat.nbytes != size:
+    if len(planes) != size:
         raise UnreadableImage("corrupt DICOM (RLE of another length)")
+    flat = np.frombuffer(planes, kind)
     return of_stored_bits(arranged(flat, shape._replace(planar=True)), shape)
 
 
@@ -197,7 +199,9 @@ def _jpeg_luma_first(frame: bytes, components: bytes, stated: bool) -> bool:
 
 
 def _jpeg_ls_frame(data: bytes) -> tuple[int, int, int, int]:
-    """Find the frame header of a JPEG-LS: bits, height, width, components."""
+    """Find the frame header of a whole JPEG-LS: bits, height, width, components."""
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # its decoder can take seconds to see it
+        raise UnreadableImage("truncated JPEG-LS")
     start = 2
     while start + 10 <= len(data) and data[start] == 0xFF:
         (length,) = struct.unpack_from(">H", data, start + 2)
@@ -221,7 +225,7 @@ def _tag_named(name: str) -> tuple[int, str]:
         vr = dictionary_VR(tag) if tag is not None else ""
     except (ValueError, KeyError):
         tag, vr = None, ""
-    if tag is None:
+    if tag is None or not name:
         raise ValueError(
             f"{name!r} names no DICOM tag: expected a keyword such as PatientSex, or a number such as"
             " 0010,0040 (private tags cannot be kept)"

@@ -69,9 +69,10 @@ class Reader:
         """
         found: dict[int, Element] = {}
         while start < end:
-            tag, element = self._header(start)
-            if group is not None and tag >> 16 != group:
+            # What is not of this group may be in another encoding.
+            if group is not None and self.data[start : start + 2] != struct.pack("<H", group):
                 break
+            tag, element = self._header(start)
             if tag == _ITEM_END:
                 start = element.start
                 break

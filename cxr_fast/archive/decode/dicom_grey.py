@@ -90,6 +90,8 @@ def grey(codes: NDArray[Any], brightness: Brightness) -> Pixels:
         shown = voi(values) / (2**voi.bits - 1)
     elif voi is not None:
         shown = voi(values)
+    elif as_stored and values[0] < values[-1] and not brightness.inverted:
+        return np.array(codes)
     elif as_stored:
         lowest, highest = min(values[0], values[-1]), max(values[0], values[-1])
         shown = (values - lowest) / (highest - lowest)

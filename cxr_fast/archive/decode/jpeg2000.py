@@ -67,7 +67,7 @@ def walk_codestream(data: bytes, max_pixels: int) -> Codestream:
     """Read the size marker of a codestream, and follow its tile-parts to the end marker.
 
     Raises UnreadableImage where it claims too many pixels, is truncated, lacks a tile, or has
-    components of different kinds.
+    components of several kinds.
     """
     found: Codestream | None = None
     tiles, seen = 0, set()
