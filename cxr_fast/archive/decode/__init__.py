@@ -1,7 +1,7 @@
 """The bytes of an image file to grey pixels, with damage found before a decoder can paint over it.
 
 Pillow turns the bytes into pixels, but for the PNG files that archives are made of, which ``png`` reads
-four times as fast. All of it releases the GIL. Pillow does not check a PNG's checksums, and no JPEG
+several times as fast. All of it releases the GIL. Pillow does not check a PNG's checksums, and no JPEG
 library can tell a damaged scan from a grey one, so the structure of the file is walked here first:
 every PNG chunk with its CRC, every JPEG marker up to the end marker.
 """
