@@ -106,7 +106,7 @@ inline Bytes add_to_most(Bytes a, Bytes b) { return (a + b) | Bytes(a + b < a); 
 inline Bytes average(Bytes a, Bytes b) { return (a & b) + ((a ^ b) >> 1); }
 inline Bytes pairs(Bytes a, Bytes b, int start) {
   Bytes v;
-  for (int i = 0; i < kBand; ++i) v[i] = (i % 2 ? b : a)[start + i / 2];
+  for (int i = 0; i < kBand; ++i) v[i] = i % 2 ? b[start + i / 2] : a[start + i / 2];
   return v;
 }
 inline Bytes low_pairs(Bytes a, Bytes b) { return pairs(a, b, 0); }
