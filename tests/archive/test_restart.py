@@ -20,7 +20,7 @@ from PIL import Image
 from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
 
 COUNT = 1000
-SHARD = 20
+SHARD = 10
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
             # Anywhere from its first import to a few shards on.
             wanted = len(before) + chance.randrange(3)
             wait_until(lambda: len(parts(out)) >= wanted, process)  # noqa: B023
-            time.sleep(chance.uniform(0, 0.3))
+            time.sleep(chance.uniform(0, 0.06))
         finally:
             process.send_signal(signal.SIGKILL)
             process.communicate()

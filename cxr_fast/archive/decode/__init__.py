@@ -2,10 +2,10 @@
 
 Pillow turns the bytes into pixels, but for the PNG files that archives are made of, which ``png`` reads
 several times as fast, and for DICOM's frames, which imagecodecs decodes. All of it releases the GIL,
-but for TIFF and JPEG 2000. Pillow does not check a PNG's checksums, no JPEG library can tell a damaged scan from a grey one, and
-libtiff fills what is missing. So the structure of the file is walked here first: every PNG chunk with
-its CRC, every marker of a JPEG or JPEG 2000 up to the end marker, every strip of a TIFF, every element
-of a DICOM file up to its pixels.
+but for TIFF and JPEG 2000. Pillow does not check a PNG's checksums, no JPEG library can tell a damaged
+scan from a grey one, and libtiff fills what is missing. So the structure of the file is walked here
+first: every PNG chunk with its CRC, every marker of a JPEG or JPEG 2000 up to the end marker, every
+strip of a TIFF, every element of a DICOM file up to its pixels.
 """
 
 from __future__ import annotations
