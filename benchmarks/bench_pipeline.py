@@ -101,7 +101,7 @@ def whole_run(
     with tempfile.TemporaryDirectory() as folder:
         settings = pipeline.run_settings(images, miner, "benchmark", options)
         with open_run(Path(folder) / "run", settings) as run:
-            report = pipeline.mine_archive(images, miner, run, options, threads, progress)
+            report = pipeline.mine_archive(images, (miner,), run, options, threads, progress)
     assert report.images == len(images)
     assert report.unreadable == 0
     return report

@@ -12,8 +12,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from cxr_fast.archive import pipeline
 from cxr_fast.archive.images import list_images
+from cxr_fast.archive.stages import Stages
 from cxr_fast.benchmarks.bench_pipeline import whole_run
 from cxr_fast.mining import load_miner
 
@@ -39,7 +39,7 @@ def main() -> None:
             Path(folder, f"{i:06d}.png").symlink_to(Path(images.path(i % len(images))).resolve())
         seen: dict[int, float] = {}
 
-        def progress(done: int, total: int, stages: pipeline.Stages) -> None:
+        def progress(done: int, total: int, stages: Stages) -> None:
             for mark in (*MARKS, total):
                 if done >= mark and mark not in seen:
                     seen[mark] = resident_mib()

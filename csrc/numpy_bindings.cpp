@@ -246,6 +246,29 @@ Array<float> resize(const py::array& pixels, py::ssize_t size, float scale) {
   return result;
 }
 
+py::array png_unfilter(const py::buffer& filtered, py::ssize_t height, py::ssize_t width, int channels,
+                       int sample_bytes) {
+  const py::buffer_info info = filtered.request();
+  assert_that(height >= 1 && width >= 1 && channels >= 1 && channels <= 4 && sample_bytes >= 1 &&
+                  channels * sample_bytes <= 4,
+              "1 to 4 bytes a pixel expected");
+  const int64_t row_bytes = width * channels * sample_bytes;
+  assert_that(info.ndim == 1 && info.itemsize == 1 && info.size >= height * (1 + row_bytes),
+              "a filter type and a row of bytes expected, height times");
+  const Shape shape = channels == 1 ? Shape{height, width} : Shape{height, width, channels};
+  py::array result(py::dtype(sample_bytes == 1 ? "u1" : "u2"), shape);
+  const uint8_t* source = static_cast<const uint8_t*>(info.ptr);
+  uint8_t* out = static_cast<uint8_t*>(result.mutable_data());
+  bool known;
+  {
+    py::gil_scoped_release release;
+    known = cxr::kernels().png_unfilter(source, height, row_bytes, channels * sample_bytes,
+                                        sample_bytes, out);
+  }
+  if (!known) throw py::value_error("a row with a filter type above 4");
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_numpy_ops, m) {
@@ -265,4 +288,5 @@ PYBIND11_MODULE(_numpy_ops, m) {
   m.def("mine_cam", &mine_cam);
   m.def("label_components", &label_components);
   m.def("resize", &resize);
+  m.def("png_unfilter", &png_unfilter);
 }

@@ -6,6 +6,7 @@ every process, which restarts and distributed runs rely on.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ class Miner:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""
-        return normalise(images[:, None], self.card).to(self.device, self.dtype)
+        images = images.to(self.device, non_blocking=True)
+        return normalise(images[:, None], self.card).to(self.dtype)
 
 
 def mine_regions(
@@ -160,17 +162,30 @@ def load_miner(
     precision: Precision = "auto",
     device: str = "auto",
 ) -> Miner:
-    """Load a checkpoint (or ``"demo"``, the bundled model) for mining.
+    """Load a checkpoint (or ``"demo"``, the bundled model) for mining, on one device.
 
     ``settings`` default to those recorded with the model. Raises FileNotFoundError, CheckpointError
     (a file that is no model), or ValueError for a precision or device that this machine lacks.
     """
+    return load_miners(model, settings, precision, resolve_devices(device)[:1])[0]
+
+
+def load_miners(
+    model: str | Path,
+    settings: MiningSettings | None,
+    precision: Precision,
+    devices: Sequence[torch.device],
+) -> tuple[Miner, ...]:
+    """Load a model once for each device; raises what ``load_miner`` does."""
     classifier, card = load_checkpoint(model_path(model))
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    folded = fold(classifier).to(where, dtype)
+    dtype = resolve_precision(precision, devices[0])
+    folded = fold(classifier).to(dtype)
     folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
-    return Miner(folded.eval(), card, settings or card.mining, where, dtype)
+    folded.eval()
+    return tuple(
+        Miner(copy.deepcopy(folded).to(device), card, settings or card.mining, device, dtype)
+        for device in devices
+    )
 
 
 def model_path(model: str | Path) -> Path:
@@ -203,15 +218,38 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def resolve_device(device: str) -> torch.device:
-    """What ``auto`` means here; ValueError for a name that is none, or a GPU that is not there."""
+    """The first of ``resolve_devices``, for what runs on one."""
+    return resolve_devices(device)[0]
+
+
+def resolve_devices(device: str) -> list[torch.device]:
+    """The devices of a run: ``auto`` is every GPU, or else the processor; several by commas.
+
+    ``cuda`` is every GPU, too, ``cuda:1`` one. ValueError for a name that is none, for a GPU that is
+    not there, and for a mixture.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if gpus else "cpu"
     try:
-        chosen = torch.device(device)
+        chosen = [torch.device(name.strip()) for name in device.split(",")]
     except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu or cuda, but is {device!r}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device must be auto, cpu or cuda, or GPUs such as cuda:0,cuda:1, but is {device!r}"
+        ) from error
+    if any(one.type == "cuda" for one in chosen) and not gpus:
         raise ValueError("device cuda was asked for, but torch finds none here; use --device cpu")
+    if chosen == [torch.device("cuda")]:
+        return [torch.device("cuda", index) for index in range(gpus)]
+    if len(chosen) > 1 and any(one.type != "cuda" or one.index is None for one in chosen):
+        raise ValueError(
+            f"several devices must be GPUs with numbers, such as cuda:0,cuda:1, but are {device!r}"
+        )
+    absent = [one.index for one in chosen if one.type == "cuda" and (one.index or 0) >= gpus]
+    if absent or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"device is {device!r}, but this machine has {gpus} GPUs, numbered from 0; name each once"
+        )
     return chosen
 
 

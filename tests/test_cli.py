@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cxr_fast.archive.findings import read_findings
+from cxr_fast.archive.findings import findings_parts, read_findings, read_settings, run_settings
 from cxr_fast.cli import main
 from cxr_fast.config import BOXED_FINDINGS
 from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
@@ -72,6 +76,29 @@ def test_the_whole_way(archive: Path, model: Path, tmp_path: Path) -> None:
     as_json = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv", "--json")
     first = json.loads(as_json.output)["localization"][0]
     assert {"finding", "iou_threshold", "acc", "acc_low", "acc_high", "afp"} <= first.keys()
+
+
+def test_a_run_is_converted(archive: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    labels = archive / "Data_Entry_2017.csv"
+    mined = run("mine", archive / "images", "--model", model, "--out", out,
+                "--classes", "labels", "--labels", labels)  # fmt: skip
+    assert mined.exit_code == 0, mined.output
+    rows = read_findings(out)
+    assert read_settings(findings_parts(out)[0]) == run_settings(out)
+    assert {"model", "mining", "precision", "cxr_fast", "torch"} <= run_settings(out).keys()
+    done = run("convert", out, "--to", "coco", "--out", tmp_path / "boxes.json", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert report["boxes"] == rows.num_rows
+    healthy = sum(line.split(",")[1] == "No Finding" for line in labels.read_text().splitlines())
+    assert (report["images"], report["sizeless"]) == (8 - healthy, healthy)
+    document = json.loads((tmp_path / "boxes.json").read_text())
+    assert {(image["height"], image["width"]) for image in document["images"]} == {(128, 128)}
+    done = run("convert", out, "--to", "bbox-list", "--out", tmp_path / "boxes.csv")
+    assert done.exit_code == 0, done.output
+    again = run("evaluate", out, "--boxes", tmp_path / "boxes.csv", "--json")
+    assert {row["acc"] for row in json.loads(again.output)["localization"]} == {1.0}
 
 
 def test_classes_of_the_label_table(archive: Path, model: Path, tmp_path: Path) -> None:
@@ -139,6 +166,46 @@ def test_a_pattern_that_the_shell_expanded(archive: Path, model: Path, tmp_path:
     quoted = run("mine", archive / "images" / "*.png", "--model", model, "--out", tmp_path / "run")
     assert quoted.exit_code == 0
     assert f"{len(pictures)} images mined" in quoted.output
+
+
+def test_the_same_images_from_elsewhere(archive: Path, model: Path, tmp_path: Path) -> None:
+    """Tars, a manifest, and a filesystem behind a URI: the rows of the folder, under other ids."""
+    labels = ("--classes", "labels", "--labels", archive / "Data_Entry_2017.csv", "--model", model)
+    names = sorted(path.name for path in (archive / "images").iterdir())
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as tar:
+            for name in names[4 * shard : 4 * shard + 4]:
+                tar.add(archive / "images" / name, name)
+    os.truncate(tmp_path / "shard-1.tar", (tmp_path / "shard-1.tar").stat().st_size // 2)
+    pq.write_table(
+        pa.table({"uri": [f"memory://cli-test/{name}" for name in names]}), tmp_path / "l.parquet"
+    )
+    memory = fsspec.filesystem("memory")
+    memory.put(str(archive / "images"), "/cli-test", recursive=True)
+    expected = {}
+    for number, (source, strict_exit) in enumerate([
+        (archive / "images", 0), ("memory://cli-test", 0), (tmp_path / "l.parquet", 0),
+        (f"{tmp_path}/shard-{{0..1}}.tar", 1),
+    ]):  # fmt: skip
+        out = tmp_path / f"run{number}"
+        result = run("mine", source, *labels, "--out", out, "--strict", "--overlays", 8)
+        assert result.exit_code == strict_exit, result.output
+        drawn = {path.name for path in (out / "overlays").rglob("*.png")}
+        assert drawn
+        assert {name.removesuffix(".overlay.png") for name in drawn} <= set(names)
+        rows = [
+            (row.pop("image_id").split("/")[-1], *row.values())
+            for row in read_findings(out).to_pylist()
+        ]
+        expected[source] = rows
+        if not strict_exit:
+            assert rows == expected[archive / "images"]
+    whole = [row for row in expected[archive / "images"] if row[0] in {row[0] for row in rows}]
+    assert rows == whole != []
+    reasons = pq.read_table(out / "errors.parquet").to_pylist()
+    assert reasons[-1]["image_id"] == "shard-1.tar"
+    assert reasons[-1]["reason"].startswith("truncated tar: no end mark in its ")
+    memory.rm("/cli-test", recursive=True)
 
 
 def test_other_settings_in_the_same_folder(archive: Path, model: Path, tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from scipy import ndimage
 Arrays = dict[str, np.ndarray]
 
 # Integers, and floats whose every rounding is stated, are equal to the bit. These are not.
-WITHIN = {"cam": 2e-6, "cam float16": 2e-6, "logits": 2e-6, "grad": 1e-5, "scores": 1e-6}
+WITHIN = {
+    "cam": 2e-6,
+    "cam float16": 2e-6,
+    "logits": 2e-6,
+    "grad": 1e-5,
+    "scores": 1e-6,
+    "resize": 1e-6,
+}
 
 
 def make_inputs() -> Arrays:
@@ -43,6 +50,7 @@ def make_inputs() -> Arrays:
         "small": smooth(9, 2, 5, 9),
         "odd": odd,
         "large": smooth(1, 1, 67, 130),
+        "lines": rng.integers(0, 256, (71, 1 + 12 * 37), np.uint8),
     }
 
 
@@ -50,7 +58,7 @@ def compute(inputs: Arrays) -> Arrays:
     """Everything that has a kernel, from torch and from numpy."""
     import torch
 
-    from cxr_fast import ops, runtime
+    from cxr_fast import _numpy_ops, ops, runtime
 
     torch.set_num_threads(1)
     out: Arrays = {}
@@ -86,6 +94,14 @@ def compute(inputs: Arrays) -> Arrays:
         erased_at = ops.mine_attention(cam, 4).erased_at
         grad = torch.ones(*cam.shape[:2], 4) * torch.tensor([1.0, -0.5, 0.25, 3.0])
         out[f"{case} gap/grad"] = torch.ops.cxr_fast.masked_gap_backward(grad, erased_at).numpy()
+    lines = inputs["lines"]  # of a PNG: a filter type in front, and 12 can be divided by all pixels
+    lines[:, 0] %= 5
+    for channels, size in ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2)):
+        width = (lines.shape[1] - 1) // (channels * size)
+        pixels = _numpy_ops.png_unfilter(lines.tobytes(), len(lines), width, channels, size)
+        out[f"png/{channels} of {size}"] = pixels
+    for size in (1, 16, 17, 90):
+        out[f"{size}/resize"] = _numpy_ops.resize(lines, size, 1 / 255)
     out["kernels"] = np.array([ops.CPU_KERNELS, runtime.instruction_set()])
     return out
 

@@ -106,6 +106,11 @@ struct Kernels {
   // antialiased. One thread: images are resized by the threads that decode them.
   void (*resize)(const void* pixels, int bytes, int64_t height, int64_t width, float scale, float* out,
                  int64_t size);
+  // Rows of a PNG as they were inflated, a filter type and row_bytes bytes each, to samples
+  // [height, row_bytes]; samples of 2 bytes leave in the order of this machine. 1 to 4 bytes a pixel.
+  // False where a filter type is above 4. One thread.
+  bool (*png_unfilter)(const uint8_t* filtered, int64_t height, int64_t row_bytes, int pixel_bytes,
+                       int sample_bytes, uint8_t* out);
 };
 
 // The table for this processor. CXR_FAST_ISA=portable|avx2|avx512 asks for a lesser one (tests,

@@ -4,6 +4,7 @@ work begins.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,13 @@ import numpy as np
 
 from cxr_fast.archive.chestxray14 import read_boxes, read_labels
 from cxr_fast.archive.findings import open_run
-from cxr_fast.archive.images import ImageList, UnreadableImage, list_images, read_image
+from cxr_fast.archive.images import (
+    ImageList,
+    UnreadableImage,
+    check_keep_tags,
+    list_images,
+    read_image,
+)
 from cxr_fast.archive.overlays import (
     MinedClass,
     Truth,
@@ -32,7 +39,15 @@ from cxr_fast.archive.pipeline import (
 )
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
-from cxr_fast.mining import Mined, Miner, Precision, load_miner, model_digest, model_path
+from cxr_fast.mining import (
+    Mined,
+    Miner,
+    Precision,
+    load_miners,
+    model_digest,
+    model_path,
+    resolve_devices,
+)
 
 # Classes drawn on one overlay.
 _DRAWN = 3
@@ -43,15 +58,21 @@ class MiningJob:
     """A run that may begin: model loaded, images listed, arguments checked."""
 
     images: ImageList
-    miner: Miner
+    miners: tuple[Miner, ...]
     out: Path
     settings: dict[str, Any]
     options: RunOptions
     truth: Mapping[str, Sequence[Truth]]
     overlays: int
     threads: int
+    max_errors: int | None = None
     # Overlays that could not be drawn, and why; a picture less is no reason to end a run.
     troubles: list[str] = field(default_factory=list)
+
+    @property
+    def miner(self) -> Miner:
+        """One of the miners, which differ in their device alone."""
+        return self.miners[0]
 
     @property
     def summary(self) -> str:
@@ -60,20 +81,26 @@ class MiningJob:
         size = self.miner.card.input_size
         return (
             f"{len(self.images)} images, {len(self.miner.card.class_names)} classes, {size}x{size} "
-            f"{dtype} on {self.miner.device}, {self.threads} threads -> {self.out}"
+            f"{dtype} on {', '.join(str(m.device) for m in self.miners)}, {self.threads} threads -> "
+            f"{self.out}"
         )
 
-    def run(self, progress: Progress | None = None) -> RunReport:
-        """Mine what the folder lacks. Raises RunFolderError, before any work, if it may not."""
+    def run(self, progress: Progress | None = None, stop: threading.Event | None = None) -> RunReport:
+        """Mine what the folder lacks, until ``stop`` is set.
+
+        Raises RunFolderError, before any work, if it may not, and what ``mine_archive`` does.
+        """
         with open_run(self.out, self.settings) as folder:
             return mine_archive(
                 self.images,
-                self.miner,
+                self.miners,
                 folder,
                 self.options,
                 self.threads,
                 progress,
                 self._draw if self.overlays else None,
+                stop=stop,
+                max_errors=self.max_errors,
             )
 
     def _draw(self, readings: Readings, mined: Mined) -> None:
@@ -89,7 +116,7 @@ class MiningJob:
                 classes = _classes_to_draw(self.miner, mined, row, truth, allowed)
                 if not classes:  # an image without findings, mined for its labels
                     continue
-                image = read_image(self.images.path(position))
+                image = read_image(self.images.read(position))
                 picture = draw_overlay(image, image_id, classes, truth)
                 write_overlay(self.out / "overlays", image_id, picture)
             except (OSError, UnreadableImage) as error:
@@ -106,10 +133,13 @@ def prepare(
     overlays: int,
     min_probability: float,
     heatmaps: bool,
+    keep_tags: tuple[str, ...],
     precision: Precision,
     batch_size: int,
+    shard_size: int,
     device: str,
     threads: int,
+    max_errors: int | None = None,
 ) -> MiningJob:
     """Checks the arguments of ``cxr-fast mine`` and loads what they name; writes nothing.
 
@@ -125,8 +155,10 @@ def prepare(
             f"--model must be a checkpoint file or 'demo', but {model_path(model)} is not a file; "
             "train one with `cxr-fast train`, or try --model demo"
         )
+    check_keep_tags(keep_tags)
     require_writable(out)
-    miner = load_miner(model, precision=precision, device=device)
+    miners = load_miners(model, None, precision, resolve_devices(device))
+    miner = miners[0]
     listed = list_images(images)
     root = Path(listed.root).resolve()
     if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
@@ -136,11 +168,16 @@ def prepare(
         )
     wanted = _classes_by_image(listed, labels, miner.card.class_names) if labels else None
     options = RunOptions(
-        batch_size=batch_size, min_probability=min_probability, classes_of=wanted, heatmaps=heatmaps
+        batch_size=batch_size,
+        shard_size=shard_size,
+        min_probability=min_probability,
+        classes_of=wanted,
+        heatmaps=heatmaps,
+        keep_tags=keep_tags,
     )
     truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
     settings = run_settings(listed, miner, model_digest(model), options)
-    return MiningJob(listed, miner, out, settings, options, truths, overlays, threads)
+    return MiningJob(listed, miners, out, settings, options, truths, overlays, threads, max_errors)
 
 
 def _names(class_names: Sequence[str]) -> tuple[str, ...]:

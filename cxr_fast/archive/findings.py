@@ -5,12 +5,15 @@
     DIR/findings/part-00000.parquet   one row a box; one part a shard of images
     DIR/maps/part-00000.parquet       one row a heatmap: probability, peak, perhaps the heatmap itself
     DIR/errors/part-00000.parquet     the shard's unreadable images; absent where there are none
+    DIR/notes/part-00000.parquet      what a reader must know of some images; absent likewise
+    DIR/tags/part-00000.parquet       the DICOM values that were asked for; absent likewise
     DIR/errors.parquet                all of them; written when the run ends, even when empty
     DIR/.lock                         held, not merely present, while a run is at work
 
 A shard counts as finished when its findings part has its name. Every file is written under a
 temporary name in its own folder, synced, and renamed; the findings part goes last, so a finished
-shard is complete. A part that has its name is never written again.
+shard is complete. A part that has its name is never written again. Every Parquet file carries the
+run's settings in its metadata, so that a copy of it still says where it came from.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from cxr_fast.archive.schemas import (
 from cxr_fast.files import replacing, sync_folder
 
 _FORMAT = "cxr_fast mining run, version 1"
+_METADATA_KEY = b"cxr_fast"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -82,7 +86,8 @@ class RunFolder:
         """Record which images the run is about, in order, once."""
         target = self.path / "images.parquet"
         if not target.exists():
-            _write_table(target, pa.table({"image_id": list(image_ids)}, schema=IMAGES_SCHEMA))
+            table = pa.table({"image_id": pa.array(image_ids, pa.string())}, schema=IMAGES_SCHEMA)
+            _write_table(target, table, self.settings)
 
     def write_shard(
         self,
@@ -90,11 +95,17 @@ class RunFolder:
         findings: pa.Table | Mapping[str, Any],
         errors: Iterable[tuple[str, str]] = (),
         maps: pa.Table | Mapping[str, Any] | None = None,
+        beside: Mapping[str, pa.Table] | None = None,
     ) -> None:
         """Commit one shard; see the function ``write_shard``."""
         if self._lock < 0:
             raise ValueError(f"the run in {self.path} is closed")
-        write_shard(self.path, shard, findings, errors, maps)
+        write_shard(self.path, shard, findings, errors, maps, beside)
+
+    def count_errors(self) -> int:
+        """Return how many images of the finished shards were unreadable."""
+        parts = _finished_parts(self.path, "errors")
+        return sum(pq.read_metadata(part).num_rows for part in parts)
 
     def finish(self, shards: int) -> int:
         """Write errors.parquet, all shards' errors in their order; return how many there are.
@@ -109,7 +120,7 @@ class RunFolder:
                 f" {shards - 1}; the first that is missing or too many is {odd[0]}"
             )
         errors = read_errors(self.path)
-        _write_table(self.path / "errors.parquet", errors)
+        _write_table(self.path / "errors.parquet", errors, self.settings)
         return int(errors.num_rows)
 
 
@@ -139,8 +150,7 @@ def open_run(out: str | Path, settings: Mapping[str, Any]) -> RunFolder:
         raise RunFolderError(f"cannot write to {path}: {error.strerror}") from error
     try:
         if not _refuse_other(path, wanted):
-            document = {"format": _FORMAT, "settings": wanted}
-            text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
+            text = json.dumps(_document(wanted), indent=2, sort_keys=True, ensure_ascii=False)
             with replacing(path / "run.json") as file:
                 file.write(text.encode("utf-8") + b"\n")
         _prepare(path)
@@ -159,13 +169,14 @@ def write_shard(
     findings: pa.Table | Mapping[str, Any],
     errors: Iterable[tuple[str, str]] = (),
     maps: pa.Table | Mapping[str, Any] | None = None,
+    beside: Mapping[str, pa.Table] | None = None,
 ) -> None:
     """Commit one shard of the run in ``path``: after the return it survives a power cut.
 
     ``findings`` is a table, or columns, of ``FINDINGS_SCHEMA``, ``maps`` one of ``MAPS_SCHEMA`` or
-    ``HEATMAPS_SCHEMA``; ``errors`` are pairs of image_id and reason. It takes no lock, so
-    that worker processes can write for the one that holds it; different shards may be written at the
-    same time.
+    ``HEATMAPS_SCHEMA``; ``errors`` are pairs of image_id and reason. ``beside`` has the
+    tables ``notes`` and ``tags``, where they have rows. It takes no lock, so that worker processes can
+    write for the one that holds it; different shards may be written at the same time.
 
     Raises FileExistsError if the shard is finished already, ValueError for a shard below 0 or
     rows that do not fit the schema, OSError if the disk does not take them.
@@ -178,13 +189,18 @@ def write_shard(
         raise FileExistsError(f"shard {shard} of {folder} is finished; it is not written again")
     table = findings_table(findings)
     mapped = None if maps is None else maps_table(maps)
+    settings = _settings_in(folder)
     pairs = list(errors)
     if pairs:
         columns = {"image_id": [pair[0] for pair in pairs], "reason": [pair[1] for pair in pairs]}
-        _write_table(folder / "errors" / name, pa.table(columns, schema=ERRORS_SCHEMA))
+        _write_table(folder / "errors" / name, pa.table(columns, schema=ERRORS_SCHEMA), settings)
     if mapped is not None:
-        _write_table(folder / "maps" / name, mapped)
-    _write_table(folder / "findings" / name, table)
+        _write_table(folder / "maps" / name, mapped, settings)
+    for kind, rows in (beside or {}).items():
+        if rows.num_rows:
+            (folder / kind).mkdir(exist_ok=True)
+            _write_table(folder / kind / name, rows, settings)
+    _write_table(folder / "findings" / name, table, settings)
 
 
 def read_findings(path: str | Path) -> pa.Table:
@@ -237,6 +253,19 @@ def run_settings(path: str | Path) -> dict[str, Any]:
     return _settings_in(Path(path)) or {}
 
 
+def read_settings(part: str | Path) -> dict[str, Any]:
+    """Return the settings of the run that a Parquet file belongs to, as the file itself tells them.
+
+    Works on any Parquet file of a run, wherever it was copied to: model hash, class names, mining
+    settings, precision, versions. Nothing for a file that tells none, as those of the first version.
+
+    Raises OSError or ValueError if ``part`` is no Parquet file.
+    """
+    text = (pq.read_schema(part).metadata or {}).get(_METADATA_KEY)
+    settings: dict[str, Any] = json.loads(text)["settings"] if text else {}
+    return settings
+
+
 def read_errors(path: str | Path) -> pa.Table:
     """Read the errors of all finished shards of a run, in their order: ``ERRORS_SCHEMA``.
 
@@ -269,6 +298,11 @@ def _refuse_other(path: Path, wanted: dict[str, Any]) -> bool:
             " folder, or the old settings to go on with that run"
         )
     return True
+
+
+def _document(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json holds, and the metadata of each Parquet file."""
+    return {"format": _FORMAT, "settings": settings}
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
@@ -328,7 +362,7 @@ def _prepare(path: Path) -> None:
             pass
         (folder / ".probe").unlink()
     finished = _parts(path / "findings")
-    for kind in ("maps", "errors"):
+    for kind in ("maps", "errors", "notes", "tags"):
         for shard, part in _parts(path / kind).items():
             if shard not in finished:
                 part.unlink()
@@ -363,6 +397,10 @@ def _finished_parts(path: Path, kind: str) -> list[Path]:
     return [part for shard, part in _parts(path / kind).items() if shard in finished]
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def _write_table(path: Path, table: pa.Table, settings: Mapping[str, Any] | None) -> None:
+    if settings is not None:
+        # Sorted and without whitespace to choose: the same settings are the same bytes.
+        text = json.dumps(_document(settings), sort_keys=True)
+        table = table.replace_schema_metadata({_METADATA_KEY: text.encode("ascii")})
     with replacing(path) as file:
         pq.write_table(table, file, compression="zstd")

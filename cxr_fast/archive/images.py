@@ -1,66 +1,81 @@
 """From a source of images to the network's input: list, read, resize.
 
-``list_images`` names the files, ``read_image`` gives grey pixels at full size, and ``to_input``
+``list_images`` names the files, ``read_image`` or ``read_picture`` gives grey pixels, and ``to_input``
 what a network takes. All three may run in many threads at once: decoding and resizing release the
 GIL, and nothing here is shared.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr_fast import _numpy_ops
-from cxr_fast.archive.decode import HEAD_BYTES, Pixels, UnreadableImage, check_type, decode
+from cxr_fast.archive.decode import Picture, Pixels, UnreadableImage, check_keep_tags, decode
 from cxr_fast.archive.sources import ImageList, file_name, image_id_of, list_images
+from cxr_fast.archive.sources.local import read_file
 
 __all__ = [
     "ImageList",
+    "Picture",
     "UnreadableImage",
+    "check_keep_tags",
     "file_name",
     "image_id_of",
     "list_images",
     "read_image",
+    "read_picture",
     "resize",
     "to_input",
 ]
 
 MAX_PIXELS = 2**28
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-# The process is out of a resource: no fault of the image, and not to be booked as one.
-_NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
 
 def read_image(
     path_or_bytes: str | Path | bytes | bytearray | memoryview, *, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
-    """Read a PNG or JPEG, given as a path or as the file's bytes, to grey pixels [H, W].
+    """Read an image, given as a path or as the file's bytes, to grey pixels [H, W].
 
-    uint16 for 16-bit grey PNG, else uint8 (16-bit colour, or grey with alpha, is cut to 8 bits).
-    Colour becomes ITU-R 601 luma. Transparent pixels are composited on black, and an alpha that is
-    opaque everywhere (some NIH files) changes nothing. The EXIF orientation is honoured: pixels,
-    and boxes on them, are those of the upright picture. Colour profiles and gamma are ignored.
+    PNG, JPEG, JPEG 2000, TIFF (the first page) and DICOM (the first frame, through its windows and
+    lookup tables; with the extra ``dicom``); docs/archives.md says what of each.
+    uint16 for grey of more than 8 bits, else uint8 (16-bit colour, or grey with alpha, is cut to 8
+    bits). Colour becomes ITU-R 601 luma. Transparent pixels are composited on black, and an alpha
+    that is opaque everywhere (some NIH files) changes nothing. The orientation of EXIF or TIFF is
+    honoured: pixels, and boxes on them, are those of the upright picture. Colour profiles and gamma
+    are ignored.
 
     Raises UnreadableImage with a short reason: the file is missing, may not be read, is no regular
     file, is empty, of another type, truncated or corrupt, or its header claims no pixels or more
     than ``max_pixels``. A JPEG holds no checksum: damage inside its scan that forges no marker
     cannot be told from content. MemoryError, and OSError for a process out of file handles, pass.
     """
+    return read_picture(path_or_bytes, max_pixels=max_pixels).pixels
+
+
+def read_picture(
+    path_or_bytes: str | Path | bytes | bytearray | memoryview,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    keep_tags: Sequence[str] = (),
+) -> Picture:
+    """Read an image as ``read_image`` does, with a note for the run's record, and tags asked for.
+
+    ``note`` is empty or one sentence, such as "first of 12 frames". ``tags`` has the values of
+    those of ``keep_tags`` that a DICOM file holds, as text, under the names given: a keyword
+    ("PatientSex") or a number ("0010,0040"), which ``check_keep_tags`` accepts. No other value of a
+    DICOM header is in what this returns, raises or logs.
+    """
     if isinstance(path_or_bytes, (str, Path)):
-        return decode(_read_file(os.fspath(path_or_bytes), max_pixels), max_pixels)
-    return decode(bytes(path_or_bytes), max_pixels)
+        # Pixels that are allowed take no more than this, compressed, plus texts and profiles.
+        data = read_file(os.fspath(path_or_bytes), 2 * max_pixels + 2**24)
+    else:
+        data = bytes(path_or_bytes)
+    return decode(data, max_pixels, keep_tags)
 
 
 def to_input(image: Pixels, size: int) -> NDArray[np.float32]:
@@ -95,31 +110,3 @@ def _resized(image: Pixels, size: int, scale: float) -> NDArray[np.float32]:
         raise ValueError(f"cannot resize {list(image.shape)} to {size} x {size}: both need pixels")
     resized: NDArray[np.float32] = _numpy_ops.resize(np.ascontiguousarray(image), size, scale)
     return resized
-
-
-def _read_file(path: str, max_pixels: int) -> bytes:
-    try:
-        # Looked at before it is opened: opening a pipe waits, opening a device may act.
-        status = os.stat(path)
-        for is_kind, kind in _KINDS:
-            if is_kind(status.st_mode):
-                raise UnreadableImage(f"{kind}, not a file")
-        # Unbuffered, and without waiting, should it have become a pipe since.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
-            head = file.read(HEAD_BYTES)
-            check_type(head)
-            # Pixels that are allowed take no more than this, compressed, plus texts and profiles.
-            limit = 2 * max_pixels + 2**24
-            if status.st_size > limit:
-                raise UnreadableImage(f"a file of {status.st_size} bytes, more than {limit}")
-            return head + file.readall()
-    except ValueError as error:  # a NUL in the name, from a CSV
-        raise UnreadableImage("no such file") from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnreadableImage("no such file") from error
-    except PermissionError as error:
-        raise UnreadableImage("no permission to read it") from error
-    except OSError as error:
-        if error.errno in _NOT_THE_IMAGE:
-            raise
-        raise UnreadableImage(f"cannot be read: {os.strerror(error.errno or 0)}") from error

@@ -4,34 +4,35 @@ Images keep their order and are cut into shards, shards into batches; a batch ne
 and the last one is padded, so that every row depends on the images, the model and the settings alone.
 
 On a processor each worker thread carries a batch from file to findings, with one thread for the
-network: no barriers, no waiting, and rows that do not depend on how many cores there are. On a GPU
-the workers only read, a few batches ahead, and the main thread feeds the device.
+network: no barriers, no waiting, and rows that do not depend on how many cores there are. With GPUs
+the workers only read, a few batches ahead, and each GPU has a thread that takes the next batch that
+is read. The main thread writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from cxr_fast import __version__
 from cxr_fast.archive.findings import RunFolder
-from cxr_fast.archive.images import ImageList, UnreadableImage, read_image, to_input
-from cxr_fast.mining import Findings, Maps, Mined, Miner, findings_of, maps_of
+from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture, to_input
+from cxr_fast.archive.shard_rows import Outcome, ShardRows, shard_rows
+from cxr_fast.archive.stages import Stages
+from cxr_fast.mining import Mined, Miner, findings_of, maps_of
 
 # Called after every batch: images done in this run, images to do in all, and what the time went to.
-Progress = Callable[[int, int, "Stages"], None]
+Progress = Callable[[int, int, Stages], None]
 
 
 class Batch(NamedTuple):
@@ -49,41 +50,18 @@ class Readings(NamedTuple):
     sizes: torch.Tensor
     readable: tuple[int, ...]  # positions in the image list, in order
     errors: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+    tags: tuple[tuple[str, Mapping[str, str]], ...]
 
 
-class Outcome(NamedTuple):
-    """What is kept of a batch until its shard is written: rows, whose images, what failed."""
-
-    findings: Findings
-    maps: Maps
-    readable: tuple[int, ...]
-    errors: tuple[tuple[str, str], ...]
-
-
-@dataclass
-class Stages:
-    """Seconds that workers spent on each stage, summed over threads."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "network"), 0.0))
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Thread-safe."""
-        with self._lock:
-            self.seconds[stage] += seconds
-
-    def limit(self) -> str:
-        """The stage that most time goes to, with its share."""
-        total = sum(self.seconds.values())
-        if total == 0:
-            return "starting"
-        stage = max(self.seconds, key=lambda name: self.seconds[name])
-        label = {"read": "reading images", "network": "the network"}[stage]
-        return f"{label} ({self.seconds[stage] / total:.0%} of the time)"
+Inspect = Callable[[Readings, Mined], None]
 
 
 class RunReport(NamedTuple):
-    """What a run did: images of this run, of the archive, unreadable ones, boxes, seconds."""
+    """What a run did: images of this run, of the archive, unreadable ones, boxes, seconds.
+
+    ``stopped``: it was asked to end after the shard in hand, and shards are left.
+    """
 
     images: int
     total: int
@@ -91,6 +69,11 @@ class RunReport(NamedTuple):
     boxes: int
     seconds: float
     stages: Stages
+    stopped: bool
+
+
+class TooManyErrorsError(RuntimeError):
+    """More images than allowed were unreadable; what was mined is kept."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +87,8 @@ class RunOptions:
     classes_of: Mapping[str, Sequence[int]] | None = None
     # Whether the heatmaps themselves are kept beside their peaks.
     heatmaps: bool = False
+    # DICOM values that are kept beside the findings; no other leaves its file.
+    keep_tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shard_size < 1:
@@ -123,8 +108,8 @@ def run_settings(
     Images are told by id and size in bytes: the same names with other pictures are another archive.
     """
     digest = hashlib.sha256()
-    for image_id, path in zip(images.image_ids, images.paths, strict=True):
-        digest.update(f"{image_id}\0{_size_of(path)}\0".encode())
+    for index, image_id in enumerate(images.image_ids):
+        digest.update(f"{image_id}\0{images.size(index)}\0".encode())
     classes = "all"
     if options.classes_of is not None:
         chosen = sorted((name, sorted(c)) for name, c in options.classes_of.items())
@@ -140,104 +125,187 @@ def run_settings(
         "classes": classes,
         "min_probability": options.min_probability,
         "heatmaps": options.heatmaps,
+        "keep_tags": list(options.keep_tags),
         "cxr_fast": __version__,
         "torch": torch.__version__,
     }
 
 
-def _size_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return -1  # listed as an error when its turn comes
-
-
 def mine_archive(
     images: ImageList,
-    miner: Miner,
+    miners: Sequence[Miner],
     run: RunFolder,
     options: RunOptions,
     threads: int,
     progress: Progress | None = None,
-    inspect: Callable[[Readings, Mined], None] | None = None,
+    inspect: Inspect | None = None,
+    *,
+    stop: threading.Event | None = None,
+    max_errors: int | None = None,
 ) -> RunReport:
-    """Mine every shard that ``run`` lacks and finish it.
+    """Mine every shard that ``run`` lacks and finish it. ``miners`` are one model, a device each.
 
-    ``inspect`` sees every batch after its findings, in any order of batches (it draws overlays).
-    Raises OSError if the folder takes no more; what was committed stays, and the same call goes on.
+    ``inspect`` sees every batch after its findings, in any order of batches (it draws overlays). Once
+    ``stop`` is set the run ends behind the shard in hand.
+    Raises OSError if the folder takes no more, TooManyErrorsError after the shard in which more than
+    ``max_errors`` images, those of earlier goes included, were unreadable; what was committed stays,
+    and the same call goes on.
     """
     started = time.perf_counter()
     run.write_images(images.image_ids)
     shards = -(-len(images) // options.shard_size)
     todo = sorted(set(range(shards)) - run.finished_shards())
-    total = sum(_shard_end(s, images, options) - s * options.shard_size for s in todo)
-    stages = Stages()
-    inline = miner.device.type == "cpu"
+    total = sum(len(_positions(s, images, options)) for s in todo)
+    stages = Stages(threads, 0 if _reads_inline(miners) else len(miners))
+    done = boxes = 0
+    unreadable = run.count_errors()
+
+    def count(batch: Batch) -> None:
+        nonlocal done
+        done += batch.last - batch.first
+        if progress:
+            progress(done, total, stages)
+
+    mined = mine_shards(images, miners, options, threads, todo, stages, count, inspect)
+    stopped = False
+    with contextlib.closing(mined):
+        for position, (shard, rows) in enumerate(mined, 1):
+            with stages.timed("write"):
+                run.write_shard(shard, rows.findings, rows.errors, rows.maps, rows.beside)
+            boxes += rows.findings.num_rows
+            unreadable += len(rows.errors)
+            if max_errors is not None and unreadable > max_errors:
+                raise TooManyErrorsError(
+                    f"{unreadable} images are unreadable, more than the {max_errors} that --max-errors "
+                    f"allows; {run.path / 'errors'} has the reasons. Mend them, or allow more: the "
+                    "same command goes on"
+                )
+            if stop is not None and stop.is_set() and position < len(todo):
+                stopped = True
+                break
+    if not stopped:
+        unreadable = run.finish(shards)
+    seconds = time.perf_counter() - started
+    return RunReport(done, len(images), unreadable, boxes, seconds, stages, stopped)
+
+
+def mine_shards(
+    images: ImageList,
+    miners: Sequence[Miner],
+    options: RunOptions,
+    threads: int,
+    shards: Sequence[int],
+    stages: Stages,
+    count: Callable[[Batch], None] | None = None,
+    inspect: Inspect | None = None,
+) -> Generator[tuple[int, ShardRows], None, None]:
+    """Give the rows of shards, in their order: a pure function of images, model and options.
+
+    A few batches are under way at a time, so memory stays what it is however long the archive.
+    ``count`` is called for every batch in order.
+    """
+    inline = _reads_inline(miners)
+    card = miners[0].card
+    # A thread of a device keeps its miner; on a processor all threads share one.
+    free: SimpleQueue[Miner] = SimpleQueue()
+    own = threading.local()
+
+    def take_miner() -> None:
+        own.miner = free.get()
 
     def read(batch: Batch) -> Readings:
-        with _Timed(stages, "read"):
-            return read_batch(images, batch, miner.card.input_size, options.batch_size)
+        return read_batch(images, batch, card.input_size, options, stages, not inline)
 
-    def mine(readings: Readings) -> Outcome:
-        with _Timed(stages, "network"):
+    def mine(miner: Miner, readings: Readings) -> Outcome:
+        with stages.timed("network"):
             mined = miner.mine(readings.images, readings.sizes)
+        with stages.timed("rows"):
             mined, broken = _without_broken(mined, readings, images)
+            names = tuple(images.image_ids[position] for position in readings.readable)
             wanted = None
             if options.classes_of is not None:
-                names = (images.image_ids[position] for position in readings.readable)
                 wanted = [options.classes_of.get(name, ()) for name in names]
-            count = len(readings.readable)
-            findings = findings_of(mined, wanted, options.min_probability, images=count)
-            maps = maps_of(mined, readings.sizes, wanted, count, options.heatmaps)
+            findings = findings_of(mined, wanted, options.min_probability, images=len(names))
+            maps = maps_of(mined, readings.sizes, wanted, len(names), options.heatmaps)
         if inspect:
             inspect(readings, mined)
-        return Outcome(findings, maps, readings.readable, readings.errors + broken)
+        errors = readings.errors + broken
+        return Outcome(findings, maps, names, errors, readings.notes, readings.tags)
 
-    def work(batch: Batch) -> Outcome | Readings:
-        return mine(read(batch)) if inline else read(batch)
-
-    done = boxes = 0
-    waiting: list[Outcome] = []
-    batches = (b for shard in todo for b in _batches(shard, images, options))
+    for miner in miners:
+        free.put(miner)
     threads_before = torch.get_num_threads()
+    waiting: list[Outcome] = []
     try:
-        with (
-            ThreadPoolExecutor(threads, initializer=_one_thread_each if inline else None) as pool,
-            contextlib.closing(_in_order(pool, work, batches, ahead=threads + 2)) as outcomes,
-        ):
+        with contextlib.ExitStack() as pools:
+            readers = pools.enter_context(
+                ThreadPoolExecutor(threads, "reader", _one_thread_each if inline else None)
+            )
+            if inline:
+
+                def submit(batch: Batch) -> Future[Outcome]:
+                    return readers.submit(lambda: mine(miners[0], read(batch)))
+            else:
+                devices = pools.enter_context(ThreadPoolExecutor(len(miners), "device", take_miner))
+
+                def submit(batch: Batch) -> Future[Outcome]:
+                    reading = readers.submit(read, batch)
+                    return devices.submit(lambda: mine(own.miner, reading.result()))
+
+            batches = (b for shard in shards for b in _batches(shard, images, options))
+            ahead = threads + 2 * len(miners)
+            outcomes = pools.enter_context(contextlib.closing(_in_order(submit, batches, ahead)))
             for batch, outcome in outcomes:
-                waiting.append(mine(outcome) if isinstance(outcome, Readings) else outcome)
-                done += batch.last - batch.first
-                boxes += len(waiting[-1].findings.rank)
-                if batch.last == _shard_end(batch.shard, images, options):
-                    _write(run, batch.shard, waiting, images, miner)
+                waiting.append(outcome)
+                if count:
+                    count(batch)
+                if batch.last == _positions(batch.shard, images, options).stop:
+                    with stages.timed("write"):
+                        rows = shard_rows(waiting, card.class_names, options.keep_tags)
                     waiting = []
-                if progress:
-                    progress(done, total, stages)
+                    yield batch.shard, rows
     finally:
         # The workers' setting is also what threads to come would start from.
         torch.set_num_threads(threads_before)
-    unreadable = run.finish(shards)
-    return RunReport(done, len(images), unreadable, boxes, time.perf_counter() - started, stages)
 
 
-def read_batch(images: ImageList, batch: Batch, input_size: int, batch_size: int) -> Readings:
-    """Read and resize a batch; what cannot be read is listed with its reason and left out."""
-    pixels = torch.zeros(batch_size, input_size, input_size)
-    sizes = torch.ones(batch_size, 2, dtype=torch.float64)
+def read_batch(
+    images: ImageList,
+    batch: Batch,
+    input_size: int,
+    options: RunOptions,
+    stages: Stages,
+    pinned: bool = False,
+) -> Readings:
+    """Read and resize a batch; what cannot be read is listed with its reason and left out.
+
+    ``pinned`` memory is what a GPU copies from without waiting.
+    """
+    pixels = torch.zeros(options.batch_size, input_size, input_size, pin_memory=pinned)
+    sizes = torch.ones(options.batch_size, 2, dtype=torch.float64)
     readable: list[int] = []
     errors: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
+    tags: list[tuple[str, Mapping[str, str]]] = []
     for position in range(batch.first, batch.last):
         try:
-            image = read_image(images.path(position))
+            with stages.timed("read"):
+                data = images.read(position)
+            with stages.timed("decode"):
+                picture = read_picture(data, keep_tags=options.keep_tags)
         except UnreadableImage as error:
             errors.append((images.image_ids[position], error.reason))
             continue
         row = len(readable)
-        pixels[row] = torch.from_numpy(to_input(image, input_size))
-        sizes[row] = torch.tensor(image.shape, dtype=torch.float64)
+        with stages.timed("resize"):
+            pixels[row] = torch.from_numpy(to_input(picture.pixels, input_size))
+        sizes[row] = torch.tensor(picture.pixels.shape, dtype=torch.float64)
         readable.append(position)
-    return Readings(pixels, sizes, tuple(readable), tuple(errors))
+        if picture.note:
+            notes.append((images.image_ids[position], picture.note))
+        if picture.tags:
+            tags.append((images.image_ids[position], picture.tags))
+    return Readings(pixels, sizes, tuple(readable), tuple(errors), tuple(notes), tuple(tags))
 
 
 def _without_broken(
@@ -257,29 +325,29 @@ def _one_thread_each() -> None:
     torch.set_num_threads(1)
 
 
-def _shard_end(shard: int, images: ImageList, options: RunOptions) -> int:
-    return min((shard + 1) * options.shard_size, len(images))
+def _reads_inline(miners: Sequence[Miner]) -> bool:
+    return miners[0].device.type == "cpu"
+
+
+def _positions(shard: int, images: ImageList, options: RunOptions) -> range:
+    first = shard * options.shard_size
+    return range(first, min(first + options.shard_size, len(images)))
 
 
 def _batches(shard: int, images: ImageList, options: RunOptions) -> Iterator[Batch]:
-    end = _shard_end(shard, images, options)
-    for first in range(shard * options.shard_size, end, options.batch_size):
-        yield Batch(shard, first, min(first + options.batch_size, end))
+    positions = _positions(shard, images, options)
+    for first in positions[:: options.batch_size]:
+        yield Batch(shard, first, min(first + options.batch_size, positions.stop))
 
 
 def _in_order(
-    pool: ThreadPoolExecutor,
-    work: Callable[[Batch], Any],
-    batches: Iterable[Batch],
-    ahead: int,
-) -> Generator[tuple[Batch, Any], None, None]:
-    """Outcomes in the order of the batches, with at most ``ahead`` of them under way: memory stays
-    what it is however long the archive.
-    """
-    under_way: deque[tuple[Batch, Future[Any]]] = deque()
+    submit: Callable[[Batch], Future[Outcome]], batches: Iterable[Batch], ahead: int
+) -> Generator[tuple[Batch, Outcome], None, None]:
+    """Outcomes in the order of the batches, with at most ``ahead`` of them under way."""
+    under_way: deque[tuple[Batch, Future[Outcome]]] = deque()
     try:
         for batch in batches:
-            under_way.append((batch, pool.submit(work, batch)))
+            under_way.append((batch, submit(batch)))
             if len(under_way) > ahead:
                 first, future = under_way.popleft()
                 yield first, future.result()
@@ -289,78 +357,3 @@ def _in_order(
     finally:
         for _, future in under_way:
             future.cancel()
-
-
-class _Timed:
-    """Adds the time of a ``with`` block to a stage."""
-
-    def __init__(self, stages: Stages, stage: str) -> None:
-        self.stages, self.stage = stages, stage
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.stages.add(self.stage, time.perf_counter() - self.started)
-
-
-def _write(
-    run: RunFolder,
-    shard: int,
-    outcomes: Sequence[Outcome],
-    images: ImageList,
-    miner: Miner,
-) -> None:
-    findings = _joined([o.findings for o in outcomes])
-    maps = _joined([o.maps for o in outcomes])
-    readable = [o.readable for o in outcomes]
-    of_boxes = _names(images, miner, readable, [o.findings for o in outcomes])
-    of_maps = _names(images, miner, readable, [o.maps for o in outcomes])
-    edges = {edge: findings["boxes"][:, i] for i, edge in enumerate(("x1", "y1", "x2", "y2"))}
-    rows = {**of_boxes, **edges, **{n: findings[n] for n in ("rank", "score", "probability")}}
-    peak_x, peak_y = (pa.array(axis, from_pandas=True) for axis in maps["peak"].T)  # NaN is null
-    height, width = maps["image_size"].T
-    mapped = {
-        **of_maps,
-        "probability": maps["probability"],
-        "peak_x": peak_x,
-        "peak_y": peak_y,
-        "image_height": height,
-        "image_width": width,
-    }
-    if "heatmap" in maps:
-        mapped |= _heatmap_columns(maps["heatmap"])
-    run.write_shard(shard, rows, [error for o in outcomes for error in o.errors], mapped)
-
-
-def _joined(batches: Sequence[Findings] | Sequence[Maps]) -> dict[str, np.ndarray]:
-    """The columns of several batches, one behind the other; without those that were not asked for."""
-    columns = zip(batches[0]._fields, zip(*batches, strict=True), strict=True)
-    return {name: np.concatenate(parts) for name, parts in columns if parts[0] is not None}
-
-
-def _names(
-    images: ImageList,
-    miner: Miner,
-    readable: Sequence[tuple[int, ...]],
-    batches: Sequence[Findings | Maps],
-) -> dict[str, pa.Array]:
-    """The columns image_id and class, from the rows and indices within each batch."""
-    first = np.cumsum([0, *(len(positions) for positions in readable)])
-    ids = pa.array([images.image_ids[p] for positions in readable for p in positions], pa.string())
-    row = np.concatenate([b.image + start for b, start in zip(batches, first, strict=False)])
-    index = np.concatenate([b.class_index for b in batches]).astype(np.int32)
-    classes = pa.DictionaryArray.from_arrays(index, pa.array(miner.card.class_names, pa.string()))
-    return {"image_id": ids.take(pa.array(row)), "class": classes}
-
-
-def _heatmap_columns(heatmap: np.ndarray) -> dict[str, Any]:
-    """Heatmaps uint8 [M, H, W] as bytes, without copying each."""
-    count, height, width = heatmap.shape
-    ends = np.arange(count + 1, dtype=np.int64) * (height * width)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(heatmap))]
-    return {
-        "height": np.full(count, height, np.int16),
-        "width": np.full(count, width, np.int16),
-        "heatmap": pa.Array.from_buffers(pa.large_binary(), count, buffers),
-    }

@@ -143,10 +143,11 @@ def _numbers(
 ) -> tuple[IntArray, IntArray]:
     """The columns image_id and class as numbers; -1 for names that are not asked for."""
     index = {name: i for i, name in enumerate(classes)}
-    return _coded(table["image_id"], image_numbers), _coded(table["class"], index)
+    return coded(table["image_id"], image_numbers), coded(table["class"], index)
 
 
-def _coded(column: pa.ChunkedArray, numbers: Mapping[str, int]) -> IntArray:
+def coded(column: pa.ChunkedArray, numbers: Mapping[str, int]) -> IntArray:
+    """A column of names as their numbers int64 [M]; -1 for names that ``numbers`` lacks."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     codes = []

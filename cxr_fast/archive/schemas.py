@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +40,12 @@ HEATMAPS_SCHEMA = pa.schema(
         pa.field("heatmap", pa.large_binary(), nullable=False),
     ]
 )
+NOTES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("note", pa.string(), nullable=False),
+    ]
+)
 IMAGES_SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
 ERRORS_SCHEMA = pa.schema(
     [
@@ -47,6 +53,12 @@ ERRORS_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+
+
+def tags_schema(names: Sequence[str]) -> pa.Schema:
+    """One row an image that has any of the DICOM values ``names``, null where it lacks one."""
+    columns = [pa.field(name, pa.string()) for name in names]
+    return pa.schema([pa.field("image_id", pa.string(), nullable=False), *columns])
 
 
 def findings_table(columns: pa.Table | Mapping[str, Any]) -> pa.Table:

@@ -12,6 +12,7 @@ import click
 from cxr_fast import __version__
 from cxr_fast.cli.bench import bench
 from cxr_fast.cli.card import card
+from cxr_fast.cli.convert import convert
 from cxr_fast.cli.env import env
 from cxr_fast.cli.evaluate import evaluate
 from cxr_fast.cli.mine import mine
@@ -63,5 +64,5 @@ def main(debug: bool) -> None:
     """The command; what it does is in its subcommands."""
 
 
-for _command in (mine, phantom, train, evaluate, reproduce, card, bench, env):
+for _command in (mine, convert, phantom, train, evaluate, reproduce, card, bench, env):
     main.add_command(_command)

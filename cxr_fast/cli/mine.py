@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +15,27 @@ import click
 from rich.console import Console
 
 from cxr_fast.cli.options import cores, progress_bar, threads_option
+from cxr_fast.files import write_whole
 
 
 def _one_source(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> str:
     if len(value) > 1:
         raise click.UsageError(
             f"IMAGES is one argument, but {len(value)} came; quote a pattern so that the shell leaves "
-            "it alone ('folder/*.png'), or list the paths in a CSV",
+            "it alone ('folder/*.png'), or list the paths in a CSV or Parquet file",
             context,
         )
     return value[0]
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
@@ -39,12 +54,21 @@ def _one_source(context: click.Context, parameter: click.Parameter, value: tuple
               help="Leave out classes less probable than this.")  # fmt: skip
 @click.option("--heatmaps", is_flag=True,
               help="Keep the heatmaps too, for evaluate's mean IoU and pixel AUC.")  # fmt: skip
+@click.option("--keep-tags", multiple=True, metavar="NAME",
+              help="A DICOM value to keep in OUT/tags: PatientSex, 0010,0040, ... No other leaves its "
+              "file.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
               default="auto", show_default=True,
               help="Of the network; resolved once and recorded.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--shard-size", type=click.IntRange(1), default=1024, show_default=True,
+              help="Images of one part, which is written whole or not at all.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True,
+              help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1.")  # fmt: skip
 @threads_option
+@click.option("--max-errors", type=click.IntRange(0), metavar="N",
+              help="Stop once more images than this are unreadable. Default: never.")  # fmt: skip
+@click.option("--profile", is_flag=True, help="Write OUT/profile.json: where the time went.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if an image was unreadable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def mine(
@@ -57,25 +81,33 @@ def mine(
     overlays: int,
     min_probability: float,
     heatmaps: bool,
+    keep_tags: tuple[str, ...],
     precision: Any,
     batch_size: int,
+    shard_size: int,
     device: str,
     threads: int | None,
+    max_errors: int | None,
+    profile: bool,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Mine IMAGES (a folder, a quoted glob, a CSV, or one file) into boxes.
+    """Mine IMAGES into boxes.
+
+    IMAGES is a folder, a quoted pattern ('folder/**/*.png'), a .csv or .parquet file that lists paths,
+    tars ('shards-{000..099}.tar'), or one image; each here or behind a URI (s3://bucket/folder).
 
     Writes OUT/findings/*.parquet, one row a box, OUT/maps/*.parquet, one row a heatmap,
-    OUT/errors.parquet and OUT/run.json. The same
-    command goes on where it stopped; other settings in the same folder are refused.
+    OUT/errors.parquet and OUT/run.json. The same command goes on where it stopped; other settings
+    in the same folder are refused. SIGTERM ends it behind the shard in hand.
     """
     from cxr_fast.archive import command
 
     console = Console(stderr=True)
     job = command.prepare(
         images, model, out, classes, labels, truth, overlays, min_probability, heatmaps,
-        precision, batch_size, device, threads or cores(),
+        keep_tags,
+        precision, batch_size, shard_size, device, threads or cores(), max_errors,
     )  # fmt: skip
     console.print(job.summary, highlight=False)
     with progress_bar(console) as bar:
@@ -90,7 +122,11 @@ def mine(
                 note=f"{done / seconds:.1f} images/s, limited by {stages.limit()}",
             )
 
-        report = job.run(progress)
+        with _stop_on_sigterm() as stop:
+            report = job.run(progress, stop)
+    if profile:
+        document = json.dumps(report.stages.profile() | {"images": report.images}, indent=1)
+        write_whole(out / "profile.json", document.encode() + b"\n")
     if as_json:
         click.echo(json.dumps({**report._asdict(), "stages": report.stages.seconds}))
     else:
@@ -107,5 +143,8 @@ def mine(
             click.echo("overlays  none drawn: those images were mined before")
         for trouble in job.troubles:
             click.echo(f"overlay not drawn  {trouble}", err=True)
+    if report.stopped:
+        click.echo("stopped by SIGTERM behind a whole shard; the same command goes on", err=True)
+        sys.exit(128 + signal.SIGTERM)
     if strict and report.unreadable:
         sys.exit(1)

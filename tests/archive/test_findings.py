@@ -27,6 +27,7 @@ from cxr_fast.archive.findings import (
     open_run,
     read_errors,
     read_findings,
+    read_settings,
     write_shard,
 )
 from cxr_fast.archive.schemas import HEATMAPS_SCHEMA, MAPS_SCHEMA
@@ -129,6 +130,52 @@ def test_shards_beyond_five_digits_keep_their_order(tmp_path: Path) -> None:
     ids = ["2/0.png", "99999/0.png", "100000/0.png"]
     assert read_findings(tmp_path)["image_id"].to_pylist() == ids
     assert read_errors(tmp_path)["image_id"].to_pylist() == ["2", "99999", "100000"]
+
+
+def test_every_parquet_file_says_where_it_came_from(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "model": {"class_names": ["Mass", "Wäßr\n"], "sha256": "ab"}}
+    with open_run(tmp_path / "run", settings) as run:
+        run.write_images(["a.png"])
+        run.write_shard(0, rows(0), [("x", "y")], maps(0))
+        write_shard(tmp_path / "run", 1, rows(1, 0), [], maps(1, 0))
+        run.finish(2)
+    parquet = sorted((tmp_path / "run").rglob("*.parquet"))
+    assert len(parquet) == 7
+    copied = tmp_path / "elsewhere"
+    copied.mkdir()
+    for number, part in enumerate(parquet):
+        copy = copied / f"{number}.parquet"
+        copy.write_bytes(part.read_bytes())
+        assert read_settings(copy) == json.loads(json.dumps(settings))
+        # The same text as in run.json, for readers in other languages.
+        text = pq.read_metadata(copy).metadata[b"cxr_fast"]
+        assert json.loads(text) == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert read_findings(tmp_path / "run").schema.equals(FINDINGS_SCHEMA, check_metadata=True)
+
+
+def test_the_same_settings_are_the_same_bytes(tmp_path: Path) -> None:
+    contents = []
+    for name, order in (("a", 1), ("b", -1)):
+        with open_run(tmp_path / name, dict(list(SETTINGS.items())[::order])) as run:
+            run.write_shard(0, rows(0), [("x", "y")], maps(0))
+        parts = sorted((tmp_path / name).rglob("*.parquet"))
+        contents.append([part.read_bytes() for part in parts])
+    assert len(contents[0]) == 3
+    assert contents[0] == contents[1]
+
+
+def test_parts_of_a_run_before_settings_were_kept_in_them(tmp_path: Path) -> None:
+    with open_run(tmp_path, SETTINGS) as run:
+        run.write_shard(0, rows(0))
+        bare = pa.table(rows(1), schema=FINDINGS_SCHEMA)
+        pq.write_table(bare, tmp_path / "findings" / "part-00001.parquet")
+        run.write_shard(2, rows(2))
+    assert read_settings(tmp_path / "findings" / "part-00001.parquet") == {}
+    assert read_findings(tmp_path).num_rows == 9
+    assert pq.read_table(tmp_path / "findings").num_rows == 9
+    (tmp_path / "note.parquet").write_text("no such thing")
+    with pytest.raises(ValueError, match="Parquet"):
+        read_settings(tmp_path / "note.parquet")
 
 
 # --- refusals -------------------------------------------------------------------------------------

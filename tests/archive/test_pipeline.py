@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,10 +16,11 @@ from PIL import Image
 
 from cxr_fast import reference
 from cxr_fast.archive import pipeline
-from cxr_fast.archive.findings import map_parts, open_run, read_errors, read_findings
+from cxr_fast.archive.findings import RunFolder, map_parts, open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images, read_image, to_input
+from cxr_fast.archive.stages import Stages
 from cxr_fast.config import MiningSettings
-from cxr_fast.mining import Miner
+from cxr_fast.mining import Mined, Miner
 from cxr_fast.models import Architecture, ModelCard, build, fold
 
 SETTINGS = MiningSettings()
@@ -59,7 +64,7 @@ def mine(
     images = list_images(folder)
     chosen = pipeline.RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
     with open_run(out, pipeline.run_settings(images, miner, "model", chosen)) as run:
-        return pipeline.mine_archive(images, miner, run, chosen, threads)
+        return pipeline.mine_archive(images, (miner,), run, chosen, threads)
 
 
 def test_rows_are_those_of_the_plain_network_and_the_reference(
@@ -118,19 +123,19 @@ def test_rows_do_not_depend_on_threads_or_interruption(
     undisturbed = read_findings(tmp_path / "one")
     assert undisturbed.equals(read_findings(tmp_path / "many"))
 
-    written = pipeline._write
+    written = RunFolder.write_shard
 
-    def full_disk(run: object, shard: int, *rest: object) -> None:
+    def full_disk(run: RunFolder, shard: int, *rest: object) -> None:
         if shard == 1:
             raise OSError(28, "No space left on device")
         written(run, shard, *rest)
 
-    monkeypatch.setattr(pipeline, "_write", full_disk)
+    monkeypatch.setattr(RunFolder, "write_shard", full_disk)
     with pytest.raises(OSError, match="No space left"):
         mine(folder, tmp_path / "broken", miner)
     first = tmp_path / "broken" / "findings" / "part-00000.parquet"
     before = first.stat().st_mtime_ns
-    monkeypatch.setattr(pipeline, "_write", written)
+    monkeypatch.setattr(RunFolder, "write_shard", written)
     report = mine(folder, tmp_path / "broken", miner)
     assert report.images == 13, "the finished shard was mined again"
     assert first.stat().st_mtime_ns == before
@@ -269,12 +274,103 @@ def test_only_so_many_batches_are_under_way() -> None:
     started = []
     batches = [pipeline.Batch(0, i, i + 1) for i in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        for done, (batch, value) in enumerate(
-            pipeline._in_order(pool, lambda b: (started.append(b), b.first)[1], batches, ahead=3)
-        ):
+        work = lambda batch: (started.append(batch), batch.first)[1]  # noqa: E731
+        outcomes = pipeline._in_order(lambda batch: pool.submit(work, batch), batches, ahead=3)
+        for done, (batch, value) in enumerate(outcomes):
             assert batch.first == value == done
             assert len(started) <= done + 4
     assert len(started) == 40
+
+
+def test_several_devices_share_the_batches_and_change_no_row(
+    folder: Path, tmp_path: Path, miner: Miner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine(folder, tmp_path / "one", miner)
+    monkeypatch.setattr(pipeline, "_reads_inline", lambda miners: False)
+    monkeypatch.setattr(torch, "zeros", _without_pinning(torch.zeros))
+    seen = set()
+
+    class Device(Miner):
+        def mine(self, images: torch.Tensor, image_sizes: torch.Tensor) -> Mined:
+            seen.add((id(self), threading.get_ident()))
+            time.sleep(0.02)  # long enough for the other to take the next batch
+            return super().mine(images, image_sizes)
+
+    devices = tuple(Device(**vars(miner)) for _ in range(2))
+    images = list_images(folder)
+    options = pipeline.RunOptions(batch_size=4, shard_size=10)
+    with open_run(tmp_path / "two", pipeline.run_settings(images, miner, "model", options)) as run:
+        report = pipeline.mine_archive(images, devices, run, options, 2)
+    assert read_findings(tmp_path / "two").equals(read_findings(tmp_path / "one"))
+    assert {device for device, _ in seen} == {id(device) for device in devices}
+    assert len(seen) == 2, "a device was used by two threads"
+    assert set(report.stages.profile()["stages"]) == {
+        "read", "decode", "resize", "network", "rows", "write",
+    }  # fmt: skip
+
+
+def _without_pinning(zeros: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def made(*shape: int, pin_memory: bool = False, **rest: Any) -> torch.Tensor:
+        return zeros(*shape, **rest)
+
+    return made
+
+
+def test_a_run_that_is_asked_to_stop_ends_behind_a_shard_and_goes_on(
+    folder: Path, tmp_path: Path, miner: Miner
+) -> None:
+    mine(folder, tmp_path / "whole", miner)
+    images = list_images(folder)
+    options = pipeline.RunOptions(batch_size=4, shard_size=10)
+    settings = pipeline.run_settings(images, miner, "model", options)
+    stop = threading.Event()
+
+    def ask(done: int, total: int, stages: object) -> None:
+        if done >= 12:  # in the second shard of three
+            stop.set()
+
+    with open_run(tmp_path / "run", settings) as run:
+        report = pipeline.mine_archive(images, (miner,), run, options, 2, ask, stop=stop)
+        assert report.stopped
+        assert run.finished_shards() == {0, 1}
+    assert not (tmp_path / "run" / "errors.parquet").exists()
+    report = mine(folder, tmp_path / "run", miner)
+    assert (report.stopped, report.images) == (False, 3)
+    assert read_findings(tmp_path / "run").equals(read_findings(tmp_path / "whole"))
+
+
+def test_too_many_unreadable_images_end_the_run_and_keep_what_was_mined(
+    folder: Path, tmp_path: Path, miner: Miner
+) -> None:
+    for name in ("001.png", "002.png", "deeper/018.png"):
+        (folder / name).write_bytes(b"")
+    images = list_images(folder)
+    options = pipeline.RunOptions(batch_size=4, shard_size=10)
+    with (
+        open_run(tmp_path / "run", pipeline.run_settings(images, miner, "model", options)) as run,
+        pytest.raises(pipeline.TooManyErrorsError, match=r"2 images .* more than the 1 that"),
+    ):
+        pipeline.mine_archive(images, (miner,), run, options, 2, max_errors=1)
+    kept = read_findings(tmp_path / "run")
+    assert kept.num_rows
+    with open_run(tmp_path / "run", pipeline.run_settings(images, miner, "model", options)) as run:
+        report = pipeline.mine_archive(images, (miner,), run, options, 2, max_errors=3)
+    assert report.unreadable == 3, "errors of the earlier go were not counted"
+    assert read_findings(tmp_path / "run").slice(0, kept.num_rows).equals(kept)
+
+
+def test_the_stage_that_limits_is_of_the_crew_that_rests_least() -> None:
+    stages = Stages(readers=4, devices=1)
+    stages.add("decode", 3.0)
+    stages.add("network", 1.0)
+    assert stages.limit() == "the network (100% of its threads' time)"
+    stages.add("decode", 3.0)
+    stages.add("read", 2.0)
+    assert stages.limit() == "decoding (75% of its threads' time)"
+    alone = Stages(readers=2)
+    alone.add("decode", 1.0)
+    alone.add("network", 3.0)
+    assert alone.limit() == "the network (75% of its threads' time)"
 
 
 @pytest.mark.parametrize(

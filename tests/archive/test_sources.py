@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
+import pickle
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import PNG_SIGNATURE
 
-from cxr_fast.archive.images import file_name, image_id_of, list_images
+from cxr_fast.archive.images import UnreadableImage, file_name, image_id_of, list_images
+from cxr_fast.archive.sources import ImageIds
 
 
 def grow(root: Path, *names: str) -> Path:
@@ -194,3 +198,139 @@ def test_an_id_is_reversible(raw: bytes) -> None:
     image_id.encode("utf-8")  # valid text
     assert os.fsencode(file_name(image_id)) == raw
     assert "\n" not in image_id
+
+
+# --- Parquet manifests ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["path", "image", "Image Index", "IMAGE_ID", "uri"])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_parquet_names_what_the_csv_names(tmp_path: Path, column: str, kind: pa.DataType) -> None:
+    cells = [
+        *("a.png", "./b.png", "sub/../c.png", "../up.png", f"{tmp_path}/d.png", "e//f.png", "e/g.png"),
+        *(" h.png ", "\u00e9.png", "i\\j.png", "k\tl.png", "http://host//x/../y.png", f"file://{tmp_path}/m.png"),
+        *("n\u2028.png", "\u00a0o.png", "p/.", ".q/r.png", "...", "s..png"),
+    ]  # fmt: skip
+    (tmp_path / "list.csv").write_text(f"label,{column}\n" + "".join(f'1,"{cell}"\n' for cell in cells))
+    expected = list_images(tmp_path / "list.csv").image_ids
+    assert expected[3] == "../up.png"
+    assert [expected[i] for i in (11, 12)] == ["http://host//x/../y.png", "m.png"]
+    table = pa.table({"label": pa.array([1] * len(cells)), column: pa.array(cells).cast(kind)})
+    pq.write_table(table, tmp_path / "list.parquet", row_group_size=4)
+    found = list_images(tmp_path / "list.parquet")
+    assert found.image_ids == expected
+    assert found.path(0) == str(tmp_path / "a.png")
+    assert found.root == str(tmp_path)
+
+
+def test_parquet_in_parts(tmp_path: Path) -> None:
+    for part in range(3):
+        (tmp_path / "in" / f"split={part}").mkdir(parents=True)
+        rows = [f"../images/{part}-{row}.png" for row in range(2)]
+        pq.write_table(pa.table({"path": rows}), tmp_path / "in" / f"split={part}" / "part.parquet")
+    (tmp_path / "in" / "_SUCCESS.txt").touch()
+    expected = [f"../images/{part}-{row}.png" for part in range(3) for row in range(2)]
+    for source in (tmp_path / "in", f"{tmp_path}/in/**/*.parquet"):
+        found = list_images(source)
+        assert found.image_ids == expected
+        assert found.path(5) == f"{tmp_path}/in/../images/2-1.png"
+    grow(tmp_path, "in/x.png")  # images first: a Parquet beside them is about them
+    assert list_images(tmp_path / "in").image_ids == ("x.png",)
+    pq.write_table(pa.table({"path": ["x", "../images/1-1.png"]}), tmp_path / "in" / "z.parquet")
+    twice = r"more than once \(image 2 of part.parquet and image 2 of z.parquet\)"
+    with pytest.raises(ValueError, match=twice):
+        list_images(f"{tmp_path}/in/**/*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"path": ["a.png", "./a.png"]},
+            r"names 'a\.png' more than once \(image 1 of .* and image 2 of",
+        ),
+        ({"path": ["a.png", None]}, r"row 2 of '.*list\.parquet' names no image"),
+        ({"path": ["a.png"] * 0 + ["b", "c", "  "]}, r"row 3 of '.*list\.parquet' names no image"),
+        ({"path": pa.array([], pa.string())}, "names no file"),
+        ({"path": [1, 2]}, "expected text in the column of paths of .*, got int64"),
+        ({"file": ["a.png"], "label": [1]}, r"expected a column path, uri, .*, got file, label"),
+        ({"path": ["nonsense://a/b.png"]}, r"row 1 of .*: nonsense:// is no scheme"),
+    ],
+)
+def test_parquet_refusals(tmp_path: Path, columns: dict, message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match=message):
+        list_images(tmp_path / "list.parquet")
+
+
+def test_what_is_no_parquet_or_a_broken_one(tmp_path: Path) -> None:
+    table = tmp_path / "list.parquet"
+    table.write_bytes(b"path\na.png\n")
+    with pytest.raises(ValueError, match=r"list\.parquet' is no Parquet file that can be read"):
+        list_images(table)
+    pq.write_table(pa.table({"path": [f"{i}.png" for i in range(1000)]}), table, compression="snappy")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:100] + b"\xff" * 300 + whole[400:])
+    with pytest.raises(ValueError, match=r"list\.parquet' is no Parquet file that can be read"):
+        list_images(table)
+
+
+# --- the list itself ------------------------------------------------------------------------------
+
+
+def test_ids_are_a_sequence_of_text() -> None:
+    names = [f"{i}.png" for i in range(200_000)]
+    ids = ImageIds(pa.array(names, pa.large_string()))
+    assert list(ids) == names
+    assert (ids[0], ids[-1], len(ids)) == ("0.png", "199999.png", 200_000)
+    assert ids[3:9:2] == names[3:9:2]
+    assert ids[::-1][:2] == names[:-3:-1]
+    assert ids != names[:-1]
+    assert ids != [*names[:-1], "x"]
+    assert ids == tuple(names)
+    assert ids != "0.png"
+    assert "77.png" in ids
+    assert ids.index("77.png") == 77
+    assert pa.array(ids, pa.string()).to_pylist() == names
+    with pytest.raises(IndexError):
+        ids[200_000]
+
+
+def test_a_list_is_cut_and_pickled_without_the_rest(tmp_path: Path) -> None:
+    for index in range(3000):
+        (tmp_path / f"{index:04d}.png").write_bytes(PNG_SIGNATURE + b"%d" % index)
+    found = list_images(tmp_path)
+    whole = pickle.dumps(found)
+    assert pickle.loads(whole) == found
+    assert len(whole) < 20 * len(found) + 2000
+    part = found.part(1000, 1010)
+    assert len(pickle.dumps(part)) < 2000
+    for copy in (part, pickle.loads(pickle.dumps(part))):
+        assert copy.image_ids == found.image_ids[1000:1010]
+        assert [copy.read(i) for i in range(10)] == [found.read(i) for i in range(1000, 1010)]
+        assert copy.size(3) == len(PNG_SIGNATURE) + 4
+        assert copy.part(2, 4).image_ids == ["1002.png", "1003.png"]
+    assert len(found.part(5, 5)) == len(found.part(9, 5)) == 0
+    (tmp_path / "0000.png").unlink()
+    assert found.size(0) == -1
+    with pytest.raises(UnreadableImage, match="no such file"):
+        found.read(0)
+
+
+def test_reading_keeps_to_the_size_limit(tmp_path: Path) -> None:
+    with (tmp_path / "big.png").open("wb") as file:  # sparse: a terabyte on paper
+        file.write(PNG_SIGNATURE + bytes(200))
+        file.truncate(2**40)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "video.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(5000))
+    found = list_images(tmp_path)
+    reasons = []
+    for index in range(3):
+        with pytest.raises(UnreadableImage) as caught:
+            found.read(index)
+        reasons.append(caught.value.reason)
+    assert reasons[0] == f"a file of {2**40} bytes, more than {2**29 + 2**24}"
+    assert reasons[1] == "a pipe, not a file"
+    assert reasons[2].startswith("unknown file type; first bytes 00 00 00 20")
