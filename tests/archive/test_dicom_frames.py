@@ -84,6 +84,14 @@ def test_signed_values_are_in_twos_complement(syntax) -> None:
     np.testing.assert_array_equal(read_image(data), expected)
 
 
+def test_signed_values_of_fewer_bits_than_their_codestream() -> None:
+    signed = stored(12, signed=True)
+    expected = read_image(written(dataset(signed, 12, WindowCenter=100, WindowWidth=900)))
+    ds = dataset(signed, 12, WindowCenter=100, WindowWidth=900)
+    data = written(ds, LS, frames=[imagecodecs.jpegls_encode(signed.view(np.uint16))])
+    np.testing.assert_array_equal(read_image(data), expected)
+
+
 def test_signed_jpeg2000() -> None:
     signed = stored(16, signed=True)
     expected = read_image(written(dataset(signed)))
@@ -256,6 +264,19 @@ def test_sequences_in_front_of_the_pixels_are_stepped_over() -> None:
             np.testing.assert_array_equal(image, read_image(written(dataset(stored(12), 12))))
 
 
+def test_a_sequence_that_became_unknown_is_stepped_over() -> None:
+    """A UN of undefined length: items without VRs (PS3.5, 6.2.2), in a file that names them."""
+    inner = struct.pack("<HHI", 0x0008, 0x1155, 4) + b"1.2\0"  # its length would read as a VR
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + inner + b"\xfe\xff\x0d\xe0" + bytes(4)
+    unknown = b"\x08\0\x40\x11UN\0\0\xff\xff\xff\xff" + item + b"\xfe\xff\xdd\xe0" + bytes(4)
+    long = struct.pack("<HHI", 0x0008, 0x0055, 0x4141) + b"x" * 0x4141  # a length that is letters
+    data = written(dataset(stored(12), 12))
+    place = data.index(b"\x08\0\x60\0CS")
+    for more in (unknown, unknown.replace(inner, long)):
+        whole = data[:place] + more + data[place:]
+        np.testing.assert_array_equal(read_image(whole), read_image(data))
+
+
 def test_numbers_in_another_vr() -> None:
     ds = dataset(stored(12), 12)
     set_raw(ds, "Rows", "IS", str(SHAPE[0]).encode())
@@ -357,6 +378,14 @@ def test_a_codestream_that_claims_another_size(syntax, marker, offset, name) -> 
     )
 
 
+def test_a_jpeg_ls_without_its_end_never_meets_its_decoder() -> None:
+    """Which may take seconds to see it."""
+    frame = lossless(LS, stored(12), 12)
+    for part in range(5, 40):
+        data = written(dataset(stored(12), 12), LS, frames=[frame[: len(frame) * part // 40]])
+        assert reason(data) == "truncated JPEG-LS"
+
+
 def test_rle_that_does_not_fit() -> None:
     frame = rle(stored(12))
     for other in (
@@ -367,8 +396,10 @@ def test_rle_that_does_not_fit() -> None:
         frame[: len(frame) // 2],
     ):
         assert "RLE" in reason(written(dataset(stored(12), 12), RLE, frames=[other]))
-    bomb = struct.pack("<16I", 2, 64, 70, *[0] * 13) + b"\x81\0" * 10**6
-    assert "RLE" in reason(written(dataset(stored(12), 12), RLE, frames=[bomb]))
+    bomb = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 10**6
+    # Stopped once the frame is full, not when 128 MB are.
+    said = "corrupt DICOM (its RLE cannot be decoded)"
+    assert reason(written(dataset(stored(8)), RLE, frames=[bomb])) == said
 
 
 def test_deflate_bombs() -> None:
