@@ -6,7 +6,6 @@ every process, which restarts and distributed runs rely on.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,13 +178,12 @@ def load_miners(
     """Load a model once for each device; raises what ``load_miner`` does."""
     classifier, card = load_checkpoint(model_path(model))
     dtype = resolve_precision(precision, devices[0])
-    folded = fold(classifier).to(dtype)
-    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
-    folded.eval()
-    return tuple(
-        Miner(copy.deepcopy(folded).to(device), card, settings or card.mining, device, dtype)
-        for device in devices
-    )
+    miners = []
+    for device in devices:
+        folded = fold(classifier).to(device, dtype)
+        folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+        miners.append(Miner(folded, card, settings or card.mining, device, dtype))
+    return tuple(miners)
 
 
 def model_path(model: str | Path) -> Path:
