@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_fast import _numpy_ops
-from cxr_fast.archive.decode import Picture, Pixels, UnreadableImage, check_keep_tags, decode
+from cxr_fast.archive.decode import (
+    MAX_PIXELS,
+    Picture,
+    Pixels,
+    UnreadableImage,
+    check_keep_tags,
+    decode,
+    most_bytes,
+)
 from cxr_fast.archive.sources import ImageList, file_name, image_id_of, list_images
 from cxr_fast.archive.sources.local import read_file
 
@@ -32,8 +40,6 @@ __all__ = [
     "resize",
     "to_input",
 ]
-
-MAX_PIXELS = 2**28
 
 
 def read_image(
@@ -71,8 +77,7 @@ def read_picture(
     DICOM header is in what this returns, raises or logs.
     """
     if isinstance(path_or_bytes, (str, Path)):
-        # Pixels that are allowed take no more than this, compressed, plus texts and profiles.
-        data = read_file(os.fspath(path_or_bytes), 2 * max_pixels + 2**24)
+        data = read_file(os.fspath(path_or_bytes), most_bytes(max_pixels))
     else:
         data = bytes(path_or_bytes)
     return decode(data, max_pixels, keep_tags)

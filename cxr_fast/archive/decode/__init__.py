@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cxr_fast.archive.decode.common import Picture, Pixels, UnreadableImage
+from cxr_fast.archive.decode.common import MAX_PIXELS, Picture, Pixels, UnreadableImage, most_bytes
 from cxr_fast.archive.decode.dicom import check_keep_tags, decode_dicom
 from cxr_fast.archive.decode.dicom_elements import begins_without_preamble
 from cxr_fast.archive.decode.jpeg import decode_jpeg
@@ -22,6 +22,7 @@ from cxr_fast.archive.decode.tiff import decode_tiff
 
 __all__ = [
     "HEAD_BYTES",
+    "MAX_PIXELS",
     "Picture",
     "Pixels",
     "UnreadableImage",
@@ -29,6 +30,7 @@ __all__ = [
     "check_type",
     "decode",
     "file_type",
+    "most_bytes",
 ]
 
 # Longer than any preamble below; a DICOM file shows its name at byte 128.
@@ -68,8 +70,8 @@ def file_type(head: bytes) -> str | None:
     return None
 
 
-def check_type(head: bytes) -> None:
-    """Raise UnreadableImage unless a file that starts with ``head`` can be decoded here."""
+def check_type(head: bytes) -> str:
+    """Return ``file_type``; UnreadableImage unless a file that starts so can be decoded here."""
     if not head:
         raise UnreadableImage("empty file (0 bytes)")
     name = file_type(head)
@@ -77,6 +79,7 @@ def check_type(head: bytes) -> None:
         raise UnreadableImage(f"unknown file type; first bytes {head[:8].hex(' ')}")
     if name not in ("DICOM", "TIFF") and name not in _PLAIN:
         raise UnreadableImage(f"{name} is not supported")
+    return name
 
 
 def decode(data: bytes, max_pixels: int, keep_tags: Sequence[str] = ()) -> Picture:
@@ -86,14 +89,11 @@ def decode(data: bytes, max_pixels: int, keep_tags: Sequence[str] = ()) -> Pictu
     ``check_keep_tags``. Raises UnreadableImage. A header that claims more than ``max_pixels`` pixels
     is refused before memory is taken for them.
     """
-    head = data[:HEAD_BYTES]
-    check_type(head)
-    name = file_type(head)
+    name = check_type(data[:HEAD_BYTES])
     if name == "DICOM":
         return decode_dicom(data, max_pixels, keep_tags)
     if name == "TIFF":
         return decode_tiff(data, max_pixels)
-    assert name is not None  # check_type refused it
     return Picture(_PLAIN[name](data, max_pixels))
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
+MAX_PIXELS = 2**28
+
 
 class Picture(NamedTuple):
     """What a file gave: grey pixels [H, W], a sentence for the run's record, the tags asked for."""
@@ -27,6 +29,11 @@ class UnreadableImage(Exception):  # noqa: N818 (it reads as what it says)
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Bytes that a file of so many pixels may have: two each, not compressed, texts and profiles."""
+    return 2 * max_pixels + 2**24
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

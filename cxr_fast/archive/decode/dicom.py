@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_fast.archive.decode.common import Picture, Pixels, UnreadableImage
+from cxr_fast.archive.decode.common import Picture, Pixels, UnreadableImage, most_bytes
 from cxr_fast.archive.decode.dicom_elements import PIXEL_DATA, DicomFile, read_dicom
 from cxr_fast.archive.decode.dicom_frames import (
     Shape,
@@ -72,7 +72,7 @@ def decode_dicom(data: bytes, max_pixels: int, keep_tags: Sequence[str] = ()) ->
     codecs = _codecs()
     kept = {name: _tag_named(name) for name in keep_tags}
     wanted = PIXEL_DECIDING | {tag for tag, _ in kept.values()} | ({_CHARACTERS} if kept else set())
-    file = read_dicom(data, wanted, 2 * max_pixels + 2**24)
+    file = read_dicom(data, wanted, most_bytes(max_pixels))
     header = Header(file.reader, file.elements)
     shape, photometric = pixel_shape(header, file.transfer_syntax, max_pixels)
     signed = is_signed(header)

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import BinaryIO, ClassVar, Literal, Protocol
 
-from cxr_fast.archive.decode import UnreadableImage
+from cxr_fast.archive.decode import MAX_PIXELS, UnreadableImage, most_bytes
 
-# Of a file or a tar's member: 2**28 pixels of two bytes, not compressed, plus texts and profiles.
-MAX_BYTES = 2 * 2**28 + 2**24
+MAX_BYTES = most_bytes(MAX_PIXELS)  # of a file or a tar's member
 # The process is out of a resource: no fault of the image, and not to be booked as one.
 NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
