@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy as np
 from cxr_fast.files import write_whole
 from cxr_fast.reproduce import siim
 from cxr_fast.reproduce.cells import Judged
-from cxr_fast.reproduce.judging import Truth, scattered
+from cxr_fast.reproduce.judging import Truth
 from cxr_fast.reproduce.real import FINDING, IOU, MINED, NETWORKS, TRAINING, Study, judge, yardsticks
 from cxr_fast.reproduce.rendering import difference_text, table_line
-from cxr_fast.reproduce.summary import difference, floor, intervals, localised
+from cxr_fast.reproduce.summary import difference, intervals, localised, scattered_floor
 from cxr_fast.training import open_fabric
 from cxr_fast.training.stages import Reporter
 
@@ -107,9 +106,8 @@ def _measured(runs: Sequence[Judged], truth: Truth, patients: np.ndarray) -> dic
         for name in ("acc", "afp")
     }
     measured["interval"] = intervals(runs, truth, FINDING, IOU, [None] * len(runs), patients)["acc"][0]
-    scatters = [partial(scattered, run.detections, truth.sizes) for run in runs]
-    floors = [floor(scatter, truth, FINDING, IOU)[0] for scatter in scatters]
-    measured["floor"] = np.mean(floors, 0).tolist()
+    found = [run.detections for run in runs]
+    measured["floor"] = scattered_floor(found, truth, FINDING, IOU, [None] * len(runs))[0]
     for name in ("auroc", "pointing", "pixel_auc"):
         measured[name] = [float(getattr(run, name)[0]) for run in runs]
     return measured

@@ -62,19 +62,13 @@ def summarise(
         "afp_bounds": None if bounds[first] is None else np.array(list(bounds.values())).tolist(),
         "rows": rows,
         "floors": {
-            row.name: np.mean(
-                [
-                    floor(
-                        partial(scattered, run[row.name].detections, truth.sizes),
-                        truth,
-                        findings,
-                        iou,
-                        bounds[seed],
-                    )
-                    for seed, run in cells.items()
-                ],
-                0,
-            ).tolist()
+            row.name: scattered_floor(
+                [run[row.name].detections for run in cells.values()],
+                truth,
+                findings,
+                iou,
+                [bounds[seed] for seed in cells],
+            )
             for row in table.rows
         },
         "best_box": {
@@ -256,14 +250,30 @@ def floor(
     return np.mean(drawn, 0).reshape(len(findings), len(iou)).tolist()  # type: ignore[no-any-return]
 
 
+def scattered_floor(
+    runs: Sequence[Detections],
+    truth: Truth,
+    findings: Sequence[str],
+    iou: Sequence[float],
+    bounds: Sequence[np.ndarray | None],
+) -> list[list[float]]:
+    """Acc [C][K] of each run's boxes at random places of their images, the mean over the runs."""
+    floors = [
+        floor(partial(scattered, found, truth.sizes), truth, findings, iou, bound)
+        for found, bound in zip(runs, bounds, strict=True)
+    ]
+    return np.mean(floors, 0).tolist()  # type: ignore[no-any-return]
+
+
 def _best_box(
     runs: Sequence[Judged], truth: Truth, findings: Sequence[str], iou: Sequence[float]
 ) -> dict[str, list[list[float]]]:
     """Acc [C][K] of each image's first box alone, and of the same boxes at random places."""
-    acc, chance = [], []
-    for found in (run.detections for run in runs):
-        first = Detections(*(column[found.ranks == 1] for column in found))
-        acc.append([row.result.acc for row in localised(first, truth, findings, iou)])
-        chance.append(floor(partial(scattered, first, truth.sizes), truth, findings, iou))
-    mean = np.mean(acc, 0).reshape(len(findings), len(iou))
-    return {"acc": mean.tolist(), "floor": np.mean(chance, 0).tolist()}
+    best = [
+        Detections(*(column[run.detections.ranks == 1] for column in run.detections)) for run in runs
+    ]
+    acc = [[row.result.acc for row in localised(found, truth, findings, iou)] for found in best]
+    return {
+        "acc": np.mean(acc, 0).reshape(len(findings), len(iou)).tolist(),
+        "floor": scattered_floor(best, truth, findings, iou, [None] * len(best)),
+    }
