@@ -34,19 +34,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; OSError names the file where the disk is full."""
+@contextlib.contextmanager
+def saying_when_full(sentence: str) -> Iterator[None]:
+    """Raise OSError with a sentence where the block finds the disk full."""
     try:
-        with replacing(path) as file:
-            file.write(content)
+        yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full: {path} needs {len(content)} bytes; what it held before is unchanged. "
-            "Make room, and give the same command again",
-        ) from error
+        raise OSError(errno.ENOSPC, sentence) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; OSError names the file where the disk is full."""
+    sentence = (
+        f"the disk is full: {path} needs {len(content)} bytes; what it held before is unchanged. "
+        "Make room, and give the same command again"
+    )
+    with saying_when_full(sentence), replacing(path) as file:
+        file.write(content)
 
 
 def sync_folder(path: Path) -> None:

@@ -237,10 +237,20 @@ def read_images(path: str | Path) -> list[str]:
 
 
 def missing_shards(path: str | Path) -> int:
-    """Return how many shards of a run are not finished. Raises RunFolderError if there is no run."""
+    """Return how many shards of a run are not finished. Raises RunFolderError if there is no run.
+
+    0 for a run whose settings do not say how large a shard is.
+    """
     size = run_settings(path).get("shard_size")
-    images = pq.read_metadata(Path(path) / "images.parquet").num_rows if size else 0
-    return max(0, -(-images // size) - len(findings_parts(path))) if size else 0
+    if not size:
+        return 0
+    images = pq.read_metadata(Path(path) / "images.parquet").num_rows
+    return max(0, shard_count(images, size) - len(findings_parts(path)))
+
+
+def shard_count(images: int, shard_size: int) -> int:
+    """Return how many shards so many images are cut into."""
+    return -(-images // shard_size)
 
 
 def run_class_names(path: str | Path) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cxr_fast import __version__
-from cxr_fast.archive.findings import RunFolder
+from cxr_fast.archive.findings import RunFolder, shard_count
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture, to_input
 from cxr_fast.archive.shard_rows import Outcome, ShardRows, shard_rows
 from cxr_fast.archive.stages import Stages
@@ -153,7 +153,7 @@ def mine_archive(
     """
     started = time.perf_counter()
     run.write_images(images.image_ids)
-    shards = -(-len(images) // options.shard_size)
+    shards = shard_count(len(images), options.shard_size)
     todo = sorted(set(range(shards)) - run.finished_shards())
     total = sum(len(_positions(s, images, options)) for s in todo)
     stages = Stages(threads, 0 if _reads_inline(miners) else len(miners))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from cxr_fast.archive.convert.bbox_list import write_bbox_list
 from cxr_fast.archive.convert.boxes import BoxFilter, FinishedShards, finished_shards
 from cxr_fast.archive.convert.coco import CocoCounts, write_coco
 from cxr_fast.archive.findings import RunFolderError
-from cxr_fast.files import replacing, require_writable
+from cxr_fast.files import replacing, require_writable, saying_when_full
 
 __all__ = ["BoxFilter", "Conversion", "Layout", "convert_run"]
 
@@ -79,21 +78,16 @@ def convert_run(
     require_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     parts = _told(shards, progress)
-    try:
-        with replacing(target) as file:
-            if layout == "coco":
-                counts = write_coco(file, target.parent, shards, chosen, parts)
-            else:
-                counts = CocoCounts(*write_bbox_list(file, shards, chosen, paths, parts), 0, 0)
-            _refuse_existing(target)  # it may have come while this one was written
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full and {target} was not written; make room, or write fewer boxes (--top,"
-            " --min-probability)",
-        ) from error
+    sentence = (
+        f"the disk is full and {target} was not written; make room, or write fewer boxes (--top,"
+        " --min-probability)"
+    )
+    with saying_when_full(sentence), replacing(target) as file:
+        if layout == "coco":
+            counts = write_coco(file, target.parent, shards, chosen, parts)
+        else:
+            counts = CocoCounts(*write_bbox_list(file, shards, chosen, paths, parts), 0, 0)
+        _refuse_existing(target)  # it may have come while this one was written
     unreadable = shards.unreadable
     sizeless = shards.images - unreadable - counts.images if layout == "coco" else 0
     return Conversion(*counts[:2], unreadable, sizeless, *counts[2:], shards.missing)

@@ -12,7 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_fast.archive.findings import RunFolderError, findings_parts, run_class_names, run_settings
+from cxr_fast.archive.findings import (
+    RunFolderError,
+    findings_parts,
+    run_class_names,
+    run_settings,
+    shard_count,
+)
 from cxr_fast.archive.run_columns import IntArray, coded
 from cxr_fast.archive.schemas import FINDINGS_SCHEMA
 
@@ -123,7 +129,7 @@ def finished_shards(run: str | Path) -> FinishedShards:
             "expected a run of `cxr-fast mine`"
         )
     total = pq.read_metadata(folder / "images.parquet").num_rows
-    shards = -(-total // shard_size)
+    shards = shard_count(total, shard_size)
     numbers = [int(part.stem.removeprefix("part-")) for part in parts]
     if numbers and numbers[-1] >= shards:
         raise RunFolderError(
