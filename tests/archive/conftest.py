@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cxr_fast.archive.sources import remote
+
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
@@ -19,3 +21,9 @@ def real_images() -> Callable[[str, int], list[Path]]:
         return sorted(folder.iterdir())[:count]
 
     return first
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that fail are tried again at once."""
+    monkeypatch.setattr(remote, "_WAITS", (0.0, 0.0, 0.0, 0.0))

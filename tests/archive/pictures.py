@@ -64,3 +64,20 @@ def reason(data: object, **options: int) -> str:
         read_image(data, **options)
     assert str(caught.value) == caught.value.reason
     return caught.value.reason
+
+
+def read_damaged(data: bytes, first: int, near: int, tries: int, most: int) -> None:
+    """Read files with 1 to ``most`` random bytes put in: each gives grey pixels or is refused.
+
+    The bytes are put in behind ``first``, half of them before ``near``, where headers are.
+    """
+    for _ in range(tries):
+        damaged = bytearray(data)
+        for _ in range(RANDOM.integers(1, most + 1)):
+            end = min(near, len(data)) if RANDOM.integers(2) else len(data)
+            damaged[RANDOM.integers(first, end)] = RANDOM.integers(256)
+        try:
+            image = read_image(bytes(damaged), max_pixels=2**20)
+        except UnreadableImage:
+            continue
+        assert image.dtype in (np.uint8, np.uint16)

@@ -6,10 +6,10 @@ import struct
 
 import numpy as np
 import pytest
-from pictures import reason, saved, smooth_picture
+from pictures import read_damaged, reason, saved, smooth_picture
 from PIL import Image
 
-from cxr_fast.archive.images import UnreadableImage, read_image
+from cxr_fast.archive.images import read_image
 
 imagecodecs = pytest.importorskip("imagecodecs")
 
@@ -123,17 +123,6 @@ def test_a_missing_tile_is_found() -> None:
 
 @pytest.mark.parametrize("name", ["j2k", "jp2", "tiles", "lossy", "htj2k"])
 def test_flipped_bytes_never_crash(name: str, recwarn, capfd) -> None:
-    data = samples()[name]
-    for _ in range(200):
-        damaged = bytearray(data)
-        for _ in range(RANDOM.integers(1, 4)):
-            damaged[RANDOM.integers(min(200, len(data)) if RANDOM.integers(2) else len(data))] = (
-                RANDOM.integers(256)
-            )
-        try:
-            image = read_image(bytes(damaged), max_pixels=2**20)
-        except UnreadableImage:
-            continue
-        assert image.dtype in (np.uint8, np.uint16)
+    read_damaged(samples()[name], 0, 200, 200, 3)
     assert not recwarn.list
     assert "".join(capfd.readouterr()) == ""

@@ -24,10 +24,7 @@ from places import FILES, contents, grow_images, outcome, shard
 from cxr_fast.archive.images import list_images
 from cxr_fast.archive.sources import remote
 
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_WAITS", (0.0, 0.0, 0.0, 0.0))
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture
