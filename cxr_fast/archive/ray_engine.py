@@ -219,7 +219,14 @@ def ray_engine(
         threads = threads or _share(gpus)
         (miner,) = load_miners(model, None, "float32", [torch.device("cpu")])
         ask = ray.remote(num_cpus=threads, num_gpus=gpus)(_precision)
-        dtype = ray.get(ask.remote(precision, device))
+        try:
+            dtype = ray.get(ask.remote(precision, device), timeout=_patience(threads, gpus))
+        except ray.exceptions.GetTimeoutError as error:
+            raise ValueError(
+                f"the Ray cluster has no node with {threads} processors free"
+                + (" and a GPU" if gpus else "")
+                + ", which is what a worker takes; see --threads and --device"
+            ) from error
         network = miner.network._replace(dtype=dtype, device_type=device)
         yield RayEngine(network, model_path(model).read_bytes(), threads)
     finally:
@@ -246,6 +253,14 @@ def _connect() -> None:
             f"no Ray cluster answers at {address} ({error}); start one (`ray start --head`), or unset "
             "RAY_ADDRESS to use this machine alone"
         ) from error
+
+
+def _patience(threads: int, gpus: int) -> float:
+    """Seconds to wait for the first worker: nodes of a cluster may be busy, or still to be started."""
+    alone = len(ray.nodes()) == 1
+    there = ray.cluster_resources()
+    fits = there.get("CPU", 0) >= threads and there.get("GPU", 0) >= gpus
+    return 1800.0 if fits or not alone else 0.0
 
 
 def _share(gpus: int) -> int:
