@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from cxr_fast.archive import pipeline
+from cxr_fast.archive.batches import RunOptions
 from cxr_fast.archive.findings import open_run
 from cxr_fast.archive.images import ImageList, list_images
-from cxr_fast.archive.run import RunReport, mine_archive, run_settings
+from cxr_fast.archive.run import Progress, RunReport, mine_archive, run_settings
 from cxr_fast.benchmarks.place import Place
 from cxr_fast.benchmarks.racing import Case, Yardstick
 from cxr_fast.config import BOXED_FINDINGS
@@ -95,10 +96,10 @@ def whole_run(
     miner: Miner,
     batch: int,
     threads: int,
-    progress: pipeline.Progress | None = None,
+    progress: Progress | None = None,
 ) -> RunReport:
     """Into a folder that is deleted again."""
-    options = pipeline.RunOptions(batch_size=batch)
+    options = RunOptions(batch_size=batch)
     with tempfile.TemporaryDirectory() as folder:
         settings = run_settings(images, miner.network, "benchmark", options)
         with open_run(Path(folder) / "run", settings) as run:

@@ -1,4 +1,4 @@
-"""From a batch of images to findings: the network, the operators, and rows. No files here.
+"""From a batch of images to what was mined of it, by torch: the network, and the operators.
 
 A ``Miner`` is a pure function of its images: the same batch gives the same rows on every call and in
 every process, which restarts and distributed runs rely on.
@@ -7,7 +7,8 @@ every process, which restarts and distributed runs rely on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,44 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxr_fast import ops
+from cxr_fast import ops, runtime
 from cxr_fast.config import MiningSettings
 from cxr_fast.models import FoldedClassifier, ModelCard, fold, load_checkpoint, normalise
+from cxr_fast.rows import MinedBatch, Network
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL = Path(__file__).parent / "models" / "demo.safetensors"
-
-
-class Findings(NamedTuple):
-    """Boxes of a batch, one entry a box, in order of image, class and rank.
-
-    ``image`` and ``class_index`` int64 [M], ``rank`` int8 [M] from 1, ``boxes`` float32 [M, 4]
-    (x1, y1, x2, y2 in original pixels), ``score`` and ``probability`` float32 [M].
-    """
-
-    image: NDArray[np.int64]
-    class_index: NDArray[np.int64]
-    rank: NDArray[np.int8]
-    boxes: NDArray[np.float32]
-    score: NDArray[np.float32]
-    probability: NDArray[np.float32]
-
-
-class Maps(NamedTuple):
-    """Heatmaps of a batch, one entry an image and class, in that order: what a run keeps of them.
-
-    ``image`` and ``class_index`` int64 [M], ``probability`` float32 [M], ``peak`` float32 [M, 2] (x, y
-    of the centre of the first largest cell, in original pixels; NaN where the map is constant),
-    ``image_size`` int32 [M, 2] (height, width), ``heatmap`` uint8 [M, H, W] from the least (0) to the
-    largest (255) value of each, if they were asked for.
-    """
-
-    image: NDArray[np.int64]
-    class_index: NDArray[np.int64]
-    probability: NDArray[np.float32]
-    peak: NDArray[np.float32]
-    image_size: NDArray[np.int32]
-    heatmap: NDArray[np.uint8] | None
 
 
 class Mined(NamedTuple):
@@ -62,15 +32,6 @@ class Mined(NamedTuple):
 
     probability: Tensor
     result: ops.MiningResult
-
-
-class Network(NamedTuple):
-    """What decides the rows of an image, besides its pixels and the weights."""
-
-    card: ModelCard
-    settings: MiningSettings
-    dtype: torch.dtype
-    device_type: str
 
 
 @dataclass(frozen=True)
@@ -85,8 +46,69 @@ class Miner:
 
     @property
     def network(self) -> Network:
-        """What of it decides rows."""
-        return Network(self.card, self.settings, self.dtype, self.device.type)
+        """See ``BatchMiner``."""
+        return Network(
+            self.card.class_names,
+            self.card.input_size,
+            self.settings,
+            str(self.dtype).removeprefix("torch."),
+            self.device.type,
+            {"torch": torch.__version__},
+        )
+
+    @property
+    def where(self) -> str:
+        """See ``BatchMiner``."""
+        return str(self.device)
+
+    @property
+    def reads_inline(self) -> bool:
+        """See ``BatchMiner``."""
+        return self.device.type == "cpu"
+
+    @contextmanager
+    def in_threads(self) -> Iterator[Callable[[], None]]:
+        """See ``BatchMiner``: one thread inside an operator for each thread that calls it."""
+        before = torch.get_num_threads()
+        try:
+            yield lambda: torch.set_num_threads(1)
+        finally:
+            # What a thread sets is also what threads to come would start from.
+            torch.set_num_threads(before)
+
+    def empty(self, batch_size: int) -> NDArray[np.float32]:
+        """See ``BatchMiner``: pinned for a GPU, which copies from there without waiting."""
+        size = self.card.input_size
+        zeros = torch.zeros(batch_size, size, size, pin_memory=self.device.type == "cuda")
+        images: NDArray[np.float32] = zeros.numpy()
+        return images
+
+    def mine_batch(
+        self, images: NDArray[np.float32], image_sizes: NDArray[np.float64], heatmaps: bool
+    ) -> MinedBatch:
+        """See ``BatchMiner``."""
+        mined = self.mine(torch.from_numpy(images), torch.from_numpy(image_sizes))
+        result = mined.result
+        flat = result.heatmap.flatten(2)
+        lo, hi = flat.aminmax(dim=2)
+        peak = torch.where(hi > lo, flat.argmax(dim=2), -1)  # the first of equal ones
+        levels = None
+        if heatmaps:
+            span = torch.where(hi > lo, hi - lo, 1.0)[..., None]
+            scaled = ((flat - lo[..., None]) / span * 255).round().to(torch.uint8)
+            levels = scaled.reshape(result.heatmap.shape).cpu().numpy()
+        boxes, scores, counts = (part.cpu().numpy() for part in result.found)
+        return MinedBatch(
+            mined.probability.float().cpu().numpy(),
+            boxes,
+            scores,
+            counts,
+            peak.cpu().numpy(),
+            (result.heatmap.shape[2], result.heatmap.shape[3]),
+            levels,
+            (~result.mined.extent.isnan().flatten(1).any(1)).cpu().numpy(),
+            lambda: _on_host(result),
+        )
 
     @torch.inference_mode()
     def mine(self, images: Tensor, image_sizes: Tensor) -> Mined:
@@ -119,6 +141,17 @@ class Miner:
         """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""
         images = images.to(self.device, non_blocking=True)
         return normalise(images[:, None], self.card).to(self.dtype)
+
+
+def _on_host(result: ops.MiningResult) -> runtime.MiningResult:
+    logits, cam, mined, heatmap, found = result
+    return runtime.MiningResult(
+        logits.float().cpu().numpy(),
+        cam.float().cpu().numpy(),
+        runtime.MinedAttention(*(part.cpu().numpy() for part in mined)),
+        heatmap.cpu().numpy(),
+        runtime.HeatmapBoxes(*(part.cpu().numpy() for part in found)),
+    )
 
 
 def mine_regions(
@@ -262,85 +295,4 @@ def resolve_devices(device: str) -> list[torch.device]:
         raise ValueError(
             f"device is {device!r}, but this machine has {gpus} GPUs, numbered from 0; name each once"
         )
-    return chosen
-
-
-def findings_of(
-    mined: Mined,
-    wanted: Sequence[Sequence[int]] | None = None,
-    min_probability: float = 0.0,
-    images: int | None = None,
-) -> Findings:
-    """Rows of a batch: every box of every wanted class whose probability suffices.
-
-    ``wanted`` has the class indices of each image (None: all). ``images`` leaves out the padding
-    behind the first so many.
-    """
-    found = ops.HeatmapBoxes(*(t.cpu() for t in mined.result.found))
-    probability = mined.probability.float().cpu()
-    counts = found.counts.clone()
-    keep = (probability >= min_probability) & _wanted(wanted, images, *counts.shape)
-    counts[~keep] = 0
-    ranks = torch.arange(found.boxes.shape[2])
-    n, c, k = torch.nonzero(ranks < counts[..., None], as_tuple=True)
-    return Findings(
-        n.numpy(),
-        c.numpy(),
-        (k + 1).to(torch.int8).numpy(),
-        found.boxes[n, c, k].numpy(),
-        found.scores[n, c, k].numpy(),
-        probability[n, c].numpy(),
-    )
-
-
-def maps_of(
-    mined: Mined,
-    image_sizes: Tensor,
-    wanted: Sequence[Sequence[int]] | None = None,
-    images: int | None = None,
-    heatmaps: bool = False,
-) -> Maps:
-    """What is kept of the heatmap of every wanted class, however improbable it is.
-
-    ``image_sizes`` [N, 2] height and width; ``wanted`` and ``images`` as for ``findings_of``. Images
-    whose probability is NaN have no maps.
-    """
-    probability = mined.probability.float().cpu()
-    keep = ~probability.isnan() & _wanted(wanted, images, *probability.shape)
-    n, c = torch.nonzero(keep, as_tuple=True)
-    heatmap = mined.result.heatmap
-    height, width = heatmap.shape[2:]
-    flat = heatmap.flatten(2)
-    lo, hi = flat.aminmax(dim=2)
-    place = flat.argmax(dim=2).cpu()[n, c]  # the first of equal ones
-    size = image_sizes.to(torch.float64)[n]
-    x = (place % width + 0.5) / width * size[:, 1]
-    y = (place // width + 0.5) / height * size[:, 0]
-    peak = torch.stack([x, y], 1).to(torch.float32)
-    peak[~(hi > lo).cpu()[n, c]] = torch.nan
-    levels = None
-    if heatmaps:
-        span = torch.where(hi > lo, hi - lo, 1.0)[..., None]
-        scaled = ((flat - lo[..., None]) / span * 255).round().to(torch.uint8)
-        levels = scaled.cpu()[n, c].reshape(-1, height, width).numpy()
-    return Maps(
-        n.numpy(),
-        c.numpy(),
-        probability[n, c].numpy(),
-        peak.numpy(),
-        size.to(torch.int32).numpy(),
-        levels,
-    )
-
-
-def _wanted(
-    wanted: Sequence[Sequence[int]] | None, images: int | None, count_n: int, count_c: int
-) -> Tensor:
-    """Which maps [N, C] count: those of real images (padding is no image) and wanted classes."""
-    chosen = torch.zeros(count_n, count_c, dtype=torch.bool)
-    if wanted is None:
-        chosen[:images] = True
-    else:
-        for row, classes in enumerate(wanted[:images]):
-            chosen[row, list(classes)] = True
     return chosen

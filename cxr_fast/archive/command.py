@@ -13,7 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cxr_fast.archive.batches import Readings, RunOptions
 from cxr_fast.archive.chestxray14 import read_boxes, read_labels
 from cxr_fast.archive.findings import open_run
 from cxr_fast.archive.images import (
@@ -31,19 +33,19 @@ from cxr_fast.archive.overlays import (
     truths_by_name,
     write_overlay,
 )
-from cxr_fast.archive.pipeline import LocalEngine, Readings, RunOptions
+from cxr_fast.archive.pipeline import LocalEngine
 from cxr_fast.archive.run import Engine, Progress, RunReport, mine_archive, run_settings
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
 from cxr_fast.mining import (
-    Mined,
-    Miner,
     Precision,
     load_miners,
     model_digest,
     model_path,
     resolve_devices,
 )
+from cxr_fast.rows import MinedBatch
+from cxr_fast.runtime import MiningResult
 
 # Classes drawn on one overlay.
 _DRAWN = 3
@@ -66,11 +68,10 @@ class MiningJob:
     def summary(self) -> str:
         """One line for the person who waits."""
         network = self.engine.network
-        dtype = str(network.dtype).removeprefix("torch.")
-        size = network.card.input_size
+        size = network.input_size
         return (
-            f"{len(self.images)} images, {len(network.card.class_names)} classes, {size}x{size} "
-            f"{dtype} on {self.engine.where} -> {self.out}"
+            f"{len(self.images)} images, {len(network.class_names)} classes, {size}x{size} "
+            f"{network.precision} on {self.engine.where} -> {self.out}"
         )
 
     def run(self, progress: Progress | None = None, stop: threading.Event | None = None) -> RunReport:
@@ -97,22 +98,26 @@ class _Overlays:
     count: int
     out: Path
     images: ImageList
-    miner: Miner
+    class_names: Sequence[str]
     truth: Mapping[str, Sequence[Truth]]
     classes_of: Mapping[str, Sequence[int]] | None
     troubles: list[str]
 
-    def __call__(self, readings: Readings, mined: Mined) -> None:
+    def __call__(self, readings: Readings, mined: MinedBatch) -> None:
+        details = None
         for row, position in enumerate(readings.readable):
             if position >= self.count:
                 return
+            details = details or mined.details()
             image_id = self.images.image_ids[position]
             truth = self.truth.get(PurePosixPath(image_id).name, ())
-            allowed: Sequence[int] = range(len(self.miner.card.class_names))
+            allowed: Sequence[int] = range(len(self.class_names))
             if self.classes_of is not None:
                 allowed = self.classes_of.get(image_id, ())
             try:
-                classes = _classes_to_draw(self.miner, mined, row, truth, allowed)
+                classes = _classes_to_draw(
+                    self.class_names, mined.probability[row], details, row, truth, allowed
+                )
                 if not classes:  # an image without findings, mined for its labels
                     continue
                 image = read_image(self.images.read(position))
@@ -166,7 +171,7 @@ def prepare(
             "folder"
         )
     with _engine(engine, model, precision, device, threads) as workers:
-        card = workers.network.card
+        class_names = workers.network.class_names
         listed = list_images(images)
         root = Path(listed.root).resolve()
         if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
@@ -174,7 +179,7 @@ def prepare(
                 f"--out {out} lies inside the images' folder {images}, so that the run's pictures "
                 "would be mined next time; choose a folder outside"
             )
-        wanted = _classes_by_image(listed, labels, card.class_names) if labels else None
+        wanted = _classes_by_image(listed, labels, class_names) if labels else None
         options = RunOptions(
             batch_size=batch_size,
             shard_size=shard_size,
@@ -183,12 +188,12 @@ def prepare(
             heatmaps=heatmaps,
             keep_tags=keep_tags,
         )
-        truths = truths_by_name(*_box_columns(truth, card.class_names)) if truth else {}
+        truths = truths_by_name(*_box_columns(truth, class_names)) if truth else {}
         settings = run_settings(listed, workers.network, model_digest(model), options)
         troubles: list[str] = []
         if overlays and isinstance(workers, LocalEngine):
-            miner, folder = workers.miners[0], out / "overlays"
-            draw = _Overlays(overlays, folder, listed, miner, truths, wanted, troubles)
+            folder = out / "overlays"
+            draw = _Overlays(overlays, folder, listed, class_names, truths, wanted, troubles)
             workers = replace(workers, inspect=draw)
         yield MiningJob(listed, workers, out, settings, options, max_errors, troubles)
 
@@ -256,32 +261,35 @@ def _classes_by_image(
 
 
 def _classes_to_draw(
-    miner: Miner, mined: Mined, row: int, truth: Sequence[Truth], allowed: Sequence[int]
+    names: Sequence[str],
+    probability: NDArray[np.float32],
+    mined: MiningResult,
+    row: int,
+    truth: Sequence[Truth],
+    allowed: Sequence[int],
 ) -> list[MinedClass]:
     """Of the classes that are mined, those with true boxes, then the probable ones; at least one."""
-    names = miner.card.class_names
-    probability = mined.probability[row].float().cpu().numpy()
     true = list(dict.fromkeys(names.index(t.finding) for t in truth if t.finding in names))
     true = [c for c in true if c in allowed]
     ranked = [int(c) for c in np.argsort(-probability) if int(c) not in true and int(c) in allowed]
     ranked = [c for c in ranked if probability[c] >= 0.5] or ([] if true else ranked[:1])
-    cam, attention, heatmap, found = mined.result[1:]
+    cam, attention, heatmap, found = mined[1:]
     drawn = []
     for c in (true + ranked)[:_DRAWN]:
         count = int(found.counts[row, c])
         steps = step_maps(
-            cam[row, c].float().cpu().numpy(),
-            attention.erased_at[row, c].cpu().numpy(),
-            attention.extent[row, c].cpu().numpy(),
+            cam[row, c],
+            attention.erased_at[row, c],
+            attention.extent[row, c],
         )
         drawn.append(
             MinedClass(
                 names[c],
                 float(probability[c]),
                 steps,
-                _zero_to_one(heatmap[row, c].cpu().numpy()),
-                found.boxes[row, c, :count].cpu().numpy(),
-                found.scores[row, c, :count].cpu().numpy(),
+                _zero_to_one(heatmap[row, c]),
+                found.boxes[row, c, :count],
+                found.scores[row, c, :count],
             )
         )
     return drawn

@@ -14,64 +14,27 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import NamedTuple
 
-import torch
-
-from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture, to_input
+from cxr_fast.archive.batches import (
+    Batch,
+    Readings,
+    RunOptions,
+    batches_of,
+    positions_of,
+    read_batch,
+)
+from cxr_fast.archive.images import ImageList
 from cxr_fast.archive.shard_rows import Outcome, ShardRows, shard_rows
 from cxr_fast.archive.stages import Stages
-from cxr_fast.mining import Mined, Miner, Network, findings_of, maps_of
+from cxr_fast.rows import BatchMiner, MinedBatch, Network, findings_of, maps_of
 
+_NOT_FINITE = "the network's output is not finite; try --precision float32"
 
-class Batch(NamedTuple):
-    """Positions [first, last) of the image list, all of one shard."""
-
-    shard: int
-    first: int
-    last: int
-
-
-class Readings(NamedTuple):
-    """A batch as the network takes it: images float32 [B, S, S] (padding is 0), sizes [B, 2]."""
-
-    images: torch.Tensor
-    sizes: torch.Tensor
-    readable: tuple[int, ...]  # positions in the image list, in order
-    errors: tuple[tuple[str, str], ...]
-    notes: tuple[tuple[str, str], ...]
-    tags: tuple[tuple[str, Mapping[str, str]], ...]
-
-
-Inspect = Callable[[Readings, Mined], None]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What decides a run's rows besides the images and the model."""
-
-    batch_size: int = 8
-    shard_size: int = 1024
-    min_probability: float = 0.0
-    # Class indices of each image_id, or None for all classes of all images.
-    classes_of: Mapping[str, Sequence[int]] | None = None
-    # Whether the heatmaps themselves are kept beside their peaks.
-    heatmaps: bool = False
-    # DICOM values that are kept beside the findings; no other leaves its file.
-    keep_tags: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.shard_size < 1:
-            raise ValueError(
-                f"batch_size and shard_size must be at least 1, but are {self.batch_size} and "
-                f"{self.shard_size}"
-            )
-        if not 0.0 <= self.min_probability <= 1.0:
-            raise ValueError(f"min_probability must be from 0 to 1, but is {self.min_probability}")
+Inspect = Callable[[Readings, MinedBatch], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +44,7 @@ class LocalEngine:
     ``inspect`` sees every batch after its findings, in any order of batches (it draws overlays).
     """
 
-    miners: Sequence[Miner]
+    miners: Sequence[BatchMiner]
     threads: int
     inspect: Inspect | None = None
 
@@ -93,11 +56,11 @@ class LocalEngine:
     @property
     def where(self) -> str:
         """See ``Engine``."""
-        return f"{', '.join(str(miner.device) for miner in self.miners)}, {self.threads} threads"
+        return f"{', '.join(miner.where for miner in self.miners)}, {self.threads} threads"
 
     def stages(self) -> Stages:
         """See ``Engine``."""
-        return Stages(self.threads, 0 if _reads_inline(self.miners) else len(self.miners))
+        return Stages(self.threads, 0 if self.miners[0].reads_inline else len(self.miners))
 
     def mine(
         self,
@@ -112,29 +75,30 @@ class LocalEngine:
         A few batches are under way at a time, so memory stays what it is however long the archive.
         ``count`` is told the images of every batch, in order.
         """
-        miners, inline = self.miners, _reads_inline(self.miners)
-        card = miners[0].card
+        miners, inline = self.miners, self.miners[0].reads_inline
         # A thread of a device keeps its miner; on a processor all threads share one.
-        free: SimpleQueue[Miner] = SimpleQueue()
+        free: SimpleQueue[BatchMiner] = SimpleQueue()
         own = threading.local()
 
         def take_miner() -> None:
             own.miner = free.get()
 
         def read(batch: Batch) -> Readings:
-            return read_batch(images, batch, card.input_size, options, stages, not inline)
+            return read_batch(images, batch, miners[0].empty(options.batch_size), options, stages)
 
-        def mine(miner: Miner, readings: Readings) -> Outcome:
+        def mine(miner: BatchMiner, readings: Readings) -> Outcome:
             with stages.timed("network"):
-                mined = miner.mine(readings.images, readings.sizes)
+                mined = miner.mine_batch(readings.images, readings.sizes, options.heatmaps)
             with stages.timed("rows"):
-                mined, broken = _without_broken(mined, readings, images)
                 names = tuple(images.image_ids[position] for position in readings.readable)
                 wanted = None
                 if options.classes_of is not None:
                     wanted = [options.classes_of.get(name, ()) for name in names]
-                findings = findings_of(mined, wanted, options.min_probability, images=len(names))
-                maps = maps_of(mined, readings.sizes, wanted, len(names), options.heatmaps)
+                findings = findings_of(mined, len(names), wanted, options.min_probability)
+                maps = maps_of(mined, readings.sizes, len(names), wanted)
+                # An image whose CAMs overflowed has no rows, but an error.
+                finite = zip(names, mined.finite.tolist(), strict=False)  # padding has no name
+                broken = tuple((name, _NOT_FINITE) for name, is_finite in finite if not is_finite)
             if self.inspect:
                 self.inspect(readings, mined)
             errors = readings.errors + broken
@@ -142,111 +106,35 @@ class LocalEngine:
 
         for miner in miners:
             free.put(miner)
-        threads_before = torch.get_num_threads()
         waiting: list[Outcome] = []
-        try:
-            with contextlib.ExitStack() as pools:
-                readers = pools.enter_context(
-                    ThreadPoolExecutor(self.threads, "reader", _one_thread_each if inline else None)
-                )
-                if inline:
+        with contextlib.ExitStack() as pools:
+            begin = pools.enter_context(miners[0].in_threads())
+            readers = pools.enter_context(
+                ThreadPoolExecutor(self.threads, "reader", begin if inline else None)
+            )
+            if inline:
 
-                    def submit(batch: Batch) -> Future[Outcome]:
-                        return readers.submit(lambda: mine(miners[0], read(batch)))
-                else:
-                    devices = pools.enter_context(ThreadPoolExecutor(len(miners), "device", take_miner))
+                def submit(batch: Batch) -> Future[Outcome]:
+                    return readers.submit(lambda: mine(miners[0], read(batch)))
+            else:
+                devices = pools.enter_context(ThreadPoolExecutor(len(miners), "device", take_miner))
 
-                    def submit(batch: Batch) -> Future[Outcome]:
-                        reading = readers.submit(read, batch)
-                        return devices.submit(lambda: mine(own.miner, reading.result()))
+                def submit(batch: Batch) -> Future[Outcome]:
+                    reading = readers.submit(read, batch)
+                    return devices.submit(lambda: mine(own.miner, reading.result()))
 
-                batches = (b for shard in shards for b in _batches(shard, images, options))
-                ahead = self.threads + 2 * len(miners)
-                outcomes = pools.enter_context(contextlib.closing(_in_order(submit, batches, ahead)))
-                for batch, outcome in outcomes:
-                    waiting.append(outcome)
-                    if count:
-                        count(batch.last - batch.first)
-                    if batch.last == positions_of(batch.shard, images, options).stop:
-                        with stages.timed("write"):
-                            rows = shard_rows(waiting, card.class_names, options.keep_tags)
-                        waiting = []
-                        yield batch.shard, rows
-        finally:
-            # The workers' setting is also what threads to come would start from.
-            torch.set_num_threads(threads_before)
-
-
-def read_batch(
-    images: ImageList,
-    batch: Batch,
-    input_size: int,
-    options: RunOptions,
-    stages: Stages,
-    pinned: bool = False,
-) -> Readings:
-    """Read and resize a batch; what cannot be read is listed with its reason and left out.
-
-    ``pinned`` memory is what a GPU copies from without waiting.
-    """
-    pixels = torch.zeros(options.batch_size, input_size, input_size, pin_memory=pinned)
-    sizes = torch.ones(options.batch_size, 2, dtype=torch.float64)
-    readable: list[int] = []
-    errors: list[tuple[str, str]] = []
-    notes: list[tuple[str, str]] = []
-    tags: list[tuple[str, Mapping[str, str]]] = []
-    for position in range(batch.first, batch.last):
-        try:
-            with stages.timed("read"):
-                data = images.read(position)
-            with stages.timed("decode"):
-                picture = read_picture(data, keep_tags=options.keep_tags)
-        except UnreadableImage as error:
-            errors.append((images.image_ids[position], error.reason))
-            continue
-        row = len(readable)
-        with stages.timed("resize"):
-            pixels[row] = torch.from_numpy(to_input(picture.pixels, input_size))
-        sizes[row] = torch.tensor(picture.pixels.shape, dtype=torch.float64)
-        readable.append(position)
-        if picture.note:
-            notes.append((images.image_ids[position], picture.note))
-        if picture.tags:
-            tags.append((images.image_ids[position], picture.tags))
-    return Readings(pixels, sizes, tuple(readable), tuple(errors), tuple(notes), tuple(tags))
-
-
-def _without_broken(
-    mined: Mined, readings: Readings, images: ImageList
-) -> tuple[Mined, tuple[tuple[str, str], ...]]:
-    """Images whose CAMs overflowed get no rows (their probability becomes NaN) but an error each."""
-    broken = mined.result.mined.extent.isnan().flatten(1).any(1)
-    probability = mined.probability.masked_fill(broken[:, None], torch.nan)
-    reason = "the network's output is not finite; try --precision float32"
-    named = zip(readings.readable, broken.tolist(), strict=False)  # padding has no name
-    errors = tuple((images.image_ids[position], reason) for position, is_broken in named if is_broken)
-    return mined._replace(probability=probability), errors
-
-
-def _one_thread_each() -> None:
-    # The number of threads inside an operator belongs to the thread that calls it.
-    torch.set_num_threads(1)
-
-
-def _reads_inline(miners: Sequence[Miner]) -> bool:
-    return miners[0].device.type == "cpu"
-
-
-def positions_of(shard: int, images: ImageList, options: RunOptions) -> range:
-    """Return where the images of a shard lie in the list."""
-    first = shard * options.shard_size
-    return range(first, min(first + options.shard_size, len(images)))
-
-
-def _batches(shard: int, images: ImageList, options: RunOptions) -> Iterator[Batch]:
-    positions = positions_of(shard, images, options)
-    for first in positions[:: options.batch_size]:
-        yield Batch(shard, first, min(first + options.batch_size, positions.stop))
+            batches = (b for shard in shards for b in batches_of(shard, images, options))
+            ahead = self.threads + 2 * len(miners)
+            outcomes = pools.enter_context(contextlib.closing(_in_order(submit, batches, ahead)))
+            for batch, outcome in outcomes:
+                waiting.append(outcome)
+                if count:
+                    count(batch.last - batch.first)
+                if batch.last == positions_of(batch.shard, images, options).stop:
+                    with stages.timed("write"):
+                        rows = shard_rows(waiting, self.network.class_names, options.keep_tags)
+                    waiting = []
+                    yield batch.shard, rows
 
 
 def _in_order(

@@ -26,11 +26,13 @@ import torch
 from ray import ObjectRef
 
 from cxr_fast import __version__
+from cxr_fast.archive.batches import RunOptions, positions_of
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture
-from cxr_fast.archive.pipeline import LocalEngine, RunOptions, positions_of
+from cxr_fast.archive.pipeline import LocalEngine
 from cxr_fast.archive.shard_rows import ShardRows
 from cxr_fast.archive.stages import Stages
-from cxr_fast.mining import Network, Precision, load_miners, model_path, resolve_precision
+from cxr_fast.mining import Precision, load_miners, model_path, resolve_precision
+from cxr_fast.rows import Network
 
 # A lost network or a full disk on one node is tried again elsewhere; so many shards in succession
 # are no node's bad day.
@@ -85,7 +87,7 @@ class RayEngine:
 
     @property
     def _gpus(self) -> int:
-        return int(self.network.device_type == "cuda")
+        return int(self.network.device == "cuda")
 
     def mine(
         self,
@@ -169,11 +171,11 @@ class _Worker:
                 f"the node {_node()} has cxr_fast {here[0]} with torch {here[1]}, but the run is of "
                 f"{plan.versions[0]} with {plan.versions[1]}; install the same on every node"
             )
-        precision: Any = str(network.dtype).removeprefix("torch.")
+        precision: Any = network.precision
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
             file.write(plan.model)
             file.flush()
-            device = torch.device(network.device_type)
+            device = torch.device(network.device)
             miners = load_miners(file.name, network.settings, precision, [device])
         self._engine = LocalEngine(miners, plan.threads)
 
@@ -220,14 +222,14 @@ def ray_engine(
         (miner,) = load_miners(model, None, "float32", [torch.device("cpu")])
         ask = ray.remote(num_cpus=threads, num_gpus=gpus)(_precision)
         try:
-            dtype = ray.get(ask.remote(precision, device), timeout=_patience(threads, gpus))
+            resolved = ray.get(ask.remote(precision, device), timeout=_patience(threads, gpus))
         except ray.exceptions.GetTimeoutError as error:
             raise ValueError(
                 f"the Ray cluster has no node with {threads} processors free"
                 + (" and a GPU" if gpus else "")
                 + ", which is what a worker takes; see --threads and --device"
             ) from error
-        network = miner.network._replace(dtype=dtype, device_type=device)
+        network = miner.network._replace(precision=resolved, device=device)
         yield RayEngine(network, model_path(model).read_bytes(), threads)
     finally:
         if begun_here:
@@ -279,8 +281,8 @@ def _share(gpus: int) -> int:
     return min(shares)
 
 
-def _precision(precision: Precision, device: str) -> torch.dtype:
-    return resolve_precision(precision, torch.device(device))
+def _precision(precision: Precision, device: str) -> str:
+    return str(resolve_precision(precision, torch.device(device))).removeprefix("torch.")
 
 
 def _put_task(images: ImageList, options: RunOptions, shard: int) -> ObjectRef[pa.Table]:

@@ -14,15 +14,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from cxr_fast import __version__
+from cxr_fast.archive.batches import RunOptions, positions_of
 from cxr_fast.archive.findings import RunFolder, shard_count
 from cxr_fast.archive.images import ImageList
-from cxr_fast.archive.pipeline import RunOptions, positions_of
 from cxr_fast.archive.shard_rows import ShardRows
 from cxr_fast.archive.stages import Stages
-from cxr_fast.mining import Network
+from cxr_fast.rows import Network
 
 # Called after every batch: images done in this run, images to do in all, and what the time went to.
 Progress = Callable[[int, int, Stages], None]
@@ -91,10 +89,10 @@ def run_settings(
         classes = "labels " + hashlib.sha256(repr(chosen).encode()).hexdigest()
     return {
         "images": {"count": len(images), "sha256_of_ids_and_sizes": digest.hexdigest()},
-        "model": {"sha256": model_digest, "class_names": list(network.card.class_names)},
+        "model": {"sha256": model_digest, "class_names": list(network.class_names)},
         "mining": asdict(network.settings),
-        "precision": str(network.dtype).removeprefix("torch."),
-        "device": network.device_type,
+        "precision": network.precision,
+        "device": network.device,
         "batch_size": options.batch_size,
         "shard_size": options.shard_size,
         "classes": classes,
@@ -102,7 +100,7 @@ def run_settings(
         "heatmaps": options.heatmaps,
         "keep_tags": list(options.keep_tags),
         "cxr_fast": __version__,
-        "torch": torch.__version__,
+        **network.versions,
     }
 
 

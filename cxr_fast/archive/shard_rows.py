@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cxr_fast.archive.schemas import NOTES_SCHEMA, findings_table, maps_table, tags_schema
-from cxr_fast.mining import Findings, Maps
+from cxr_fast.rows import Findings, Maps
 
 
 class Outcome(NamedTuple):

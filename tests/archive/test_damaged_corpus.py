@@ -15,6 +15,7 @@ from pictures import chunk, saved, smooth_picture, write_png
 from PIL import Image
 
 from cxr_fast.archive import pipeline
+from cxr_fast.archive.batches import RunOptions
 from cxr_fast.archive.findings import open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images
 from cxr_fast.archive.run import mine_archive, run_settings
@@ -103,7 +104,7 @@ def test_every_damaged_file_is_listed_and_every_neighbour_mined(tmp_path: Path) 
     model = fold(build(card).eval())
     miner = Miner(model, card, MiningSettings(), torch.device("cpu"), torch.float32)
     images = list_images(folder)
-    options = pipeline.RunOptions(batch_size=8, shard_size=100)
+    options = RunOptions(batch_size=8, shard_size=100)
     with open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run:
         report = mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options)
 

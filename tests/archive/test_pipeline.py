@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +14,7 @@ from PIL import Image
 
 from cxr_fast import reference
 from cxr_fast.archive import pipeline
+from cxr_fast.archive.batches import Batch, RunOptions
 from cxr_fast.archive.findings import RunFolder, map_parts, open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images, read_image, to_input
 from cxr_fast.archive.run import RunReport, TooManyErrorsError, mine_archive, run_settings
@@ -61,7 +60,7 @@ def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
 
 def mine(folder: Path, out: Path, miner: Miner, threads: int = 2, **options: object) -> RunReport:
     images = list_images(folder)
-    chosen = pipeline.RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
+    chosen = RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
     with open_run(out, run_settings(images, miner.network, "model", chosen)) as run:
         return mine_archive(images, pipeline.LocalEngine((miner,), threads), run, chosen)
 
@@ -271,7 +270,7 @@ def test_only_so_many_batches_are_under_way() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     started = []
-    batches = [pipeline.Batch(0, i, i + 1) for i in range(40)]
+    batches = [Batch(0, i, i + 1) for i in range(40)]
     with ThreadPoolExecutor(4) as pool:
         work = lambda batch: (started.append(batch), batch.first)[1]  # noqa: E731
         outcomes = pipeline._in_order(lambda batch: pool.submit(work, batch), batches, ahead=3)
@@ -282,14 +281,14 @@ def test_only_so_many_batches_are_under_way() -> None:
 
 
 def test_several_devices_share_the_batches_and_change_no_row(
-    folder: Path, tmp_path: Path, miner: Miner, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, miner: Miner
 ) -> None:
     mine(folder, tmp_path / "one", miner)
-    monkeypatch.setattr(pipeline, "_reads_inline", lambda miners: False)
-    monkeypatch.setattr(torch, "zeros", _without_pinning(torch.zeros))
     seen = set()
 
     class Device(Miner):
+        reads_inline = False
+
         def mine(self, images: torch.Tensor, image_sizes: torch.Tensor) -> Mined:
             seen.add((id(self), threading.get_ident()))
             time.sleep(0.02)  # long enough for the other to take the next batch
@@ -297,7 +296,7 @@ def test_several_devices_share_the_batches_and_change_no_row(
 
     devices = tuple(Device(**vars(miner)) for _ in range(2))
     images = list_images(folder)
-    options = pipeline.RunOptions(batch_size=4, shard_size=10)
+    options = RunOptions(batch_size=4, shard_size=10)
     with open_run(tmp_path / "two", run_settings(images, miner.network, "model", options)) as run:
         report = mine_archive(images, pipeline.LocalEngine(devices, 2), run, options)
     assert read_findings(tmp_path / "two").equals(read_findings(tmp_path / "one"))
@@ -308,19 +307,12 @@ def test_several_devices_share_the_batches_and_change_no_row(
     }  # fmt: skip
 
 
-def _without_pinning(zeros: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def made(*shape: int, pin_memory: bool = False, **rest: Any) -> torch.Tensor:
-        return zeros(*shape, **rest)
-
-    return made
-
-
 def test_a_run_that_is_asked_to_stop_ends_behind_a_shard_and_goes_on(
     folder: Path, tmp_path: Path, miner: Miner
 ) -> None:
     mine(folder, tmp_path / "whole", miner)
     images = list_images(folder)
-    options = pipeline.RunOptions(batch_size=4, shard_size=10)
+    options = RunOptions(batch_size=4, shard_size=10)
     settings = run_settings(images, miner.network, "model", options)
     stop = threading.Event()
 
@@ -344,7 +336,7 @@ def test_too_many_unreadable_images_end_the_run_and_keep_what_was_mined(
     for name in ("001.png", "002.png", "deeper/018.png"):
         (folder / name).write_bytes(b"")
     images = list_images(folder)
-    options = pipeline.RunOptions(batch_size=4, shard_size=10)
+    options = RunOptions(batch_size=4, shard_size=10)
     with (
         open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run,
         pytest.raises(TooManyErrorsError, match=r"2 images .* more than the 1 that"),
@@ -378,4 +370,4 @@ def test_the_stage_that_limits_is_of_the_crew_that_rests_least() -> None:
 )
 def test_refusals(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pipeline.RunOptions(**options)
+        RunOptions(**options)

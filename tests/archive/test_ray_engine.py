@@ -14,9 +14,10 @@ import torch
 from elsewhere import elsewhere
 from PIL import Image
 
+from cxr_fast.archive.batches import RunOptions
 from cxr_fast.archive.findings import open_run
 from cxr_fast.archive.images import ImageList, UnreadableImage, list_images
-from cxr_fast.archive.pipeline import LocalEngine, RunOptions
+from cxr_fast.archive.pipeline import LocalEngine
 from cxr_fast.archive.run import Engine, RunReport, mine_archive, run_settings
 from cxr_fast.mining import load_miners
 from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
@@ -99,7 +100,7 @@ def test_the_cluster_writes_the_bytes_that_this_machine_writes(
             stop.set()
 
     with engines.ray_engine(model, "float32") as engine:
-        assert (engine.threads, engine.network.device_type) == (1, "cpu")
+        assert (engine.threads, engine.network.device) == (1, "cpu")
         first = mine(images, engine, tmp_path / "run", progress=watch, stop=stop)
         assert first.stopped
         second = mine(images, engine, tmp_path / "run")
