@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from elsewhere import elsewhere
-from PIL import Image
+from runs import contents, write_noisy_archive
 
 from cxr_fast.archive.batches import RunOptions
 from cxr_fast.archive.findings import open_run
@@ -20,31 +19,22 @@ from cxr_fast.archive.images import ImageList, UnreadableImage, list_images
 from cxr_fast.archive.pipeline import LocalEngine
 from cxr_fast.archive.run import Engine, RunReport, mine_archive, run_settings
 from cxr_fast.mining import load_miners
-from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from cxr_fast.archive import ray_engine as engines  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 COUNT, SHARD = 120, 8
-CLASSES = {f"{i:03d}.png": (i % 3,) if i % 4 else () for i in range(COUNT)}
+CLASSES = {f"{i:04d}.png": (i % 3,) if i % 4 else () for i in range(COUNT)}
 OPTIONS = RunOptions(batch_size=4, shard_size=SHARD, classes_of=CLASSES, heatmaps=True)
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(5)
-    for i in range(COUNT):
-        noise = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).resize((96, 80))
-        noise.save(folder / "images" / f"{i:03d}.png")
-        if i % 25 == 3:
-            os.truncate(folder / "images" / f"{i:03d}.png", 60)
-    torch.manual_seed(0)
-    card = ModelCard(Architecture("resnet18", "bilinear", 0.125, 1), ("A", "B", "C"), 64)
-    save_checkpoint(folder / "model.safetensors", build(card), card)
+    write_noisy_archive(folder, COUNT, every=25)
     return folder
 
 
@@ -78,12 +68,6 @@ def local(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CPU = torch.device("cpu")
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a run but its lock."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def test_the_cluster_writes_the_bytes_that_this_machine_writes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -11,13 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
-
-from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
+from runs import contents, write_noisy_archive
 
 COUNT = 1000
 SHARD = 10
@@ -27,16 +22,7 @@ SHARD = 10
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thousand pictures, one in fifty broken, and a small model."""
     folder = tmp_path_factory.mktemp("archive")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(3)
-    for i in range(COUNT):
-        noise = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).resize((96, 80))
-        noise.save(folder / "images" / f"{i:04d}.png")
-        if i % 50 == 7:
-            os.truncate(folder / "images" / f"{i:04d}.png", 60)
-    torch.manual_seed(0)
-    card = ModelCard(Architecture("resnet18", "bilinear", 0.125, 1), ("A", "B", "C"), 64)
-    save_checkpoint(folder / "model.safetensors", build(card), card)
+    write_noisy_archive(folder, COUNT, every=50)
     return folder
 
 
@@ -64,12 +50,6 @@ def undisturbed(archive: Path) -> Path:
     assert f"{COUNT} images mined" in told
     assert "20 of 1000 images unreadable" in told
     return out
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a run but its lock."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def parts(out: Path) -> dict[Path, int]:
