@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +66,22 @@ def mine(
     chosen = pipeline.RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
     with open_run(out, pipeline.run_settings(images, miner, "model", chosen)) as run:
         return pipeline.mine_archive(images, (miner,), run, chosen, threads)
+
+
+def test_settings_tell_images_and_classes_as_earlier_versions_did(folder: Path, miner: Miner) -> None:
+    images = list_images(folder)
+    wanted = {"b\u00e9.png": (2, 0), "a 'quoted'.png": (1,), "c.png": ()}
+    for classes_of, text in (
+        ({}, "[]"),
+        (wanted, repr(sorted((k, sorted(v)) for k, v in wanted.items()))),
+    ):
+        options = pipeline.RunOptions(classes_of=classes_of)
+        settings = pipeline.run_settings(images, miner, "model", options)
+        assert settings["classes"] == "labels " + hashlib.sha256(text.encode()).hexdigest()
+    told = hashlib.sha256()
+    for image_id, path in zip(images.image_ids, images.paths, strict=True):
+        told.update(f"{image_id}\0{Path(path).stat().st_size}\0".encode())
+    assert settings["images"] == {"count": 23, "sha256_of_ids_and_sizes": told.hexdigest()}
 
 
 def test_rows_are_those_of_the_plain_network_and_the_reference(
