@@ -22,6 +22,7 @@ from torch import Tensor
 from cxr_fast.archive import pipeline
 from cxr_fast.archive.findings import open_run
 from cxr_fast.archive.images import ImageList, list_images
+from cxr_fast.archive.run import RunReport, mine_archive, run_settings
 from cxr_fast.benchmarks.place import Place
 from cxr_fast.benchmarks.racing import Case, Yardstick
 from cxr_fast.config import BOXED_FINDINGS
@@ -95,13 +96,15 @@ def whole_run(
     batch: int,
     threads: int,
     progress: pipeline.Progress | None = None,
-) -> pipeline.RunReport:
+) -> RunReport:
     """Into a folder that is deleted again."""
     options = pipeline.RunOptions(batch_size=batch)
     with tempfile.TemporaryDirectory() as folder:
-        settings = pipeline.run_settings(images, miner, "benchmark", options)
+        settings = run_settings(images, miner.network, "benchmark", options)
         with open_run(Path(folder) / "run", settings) as run:
-            report = pipeline.mine_archive(images, (miner,), run, options, threads, progress)
+            report = mine_archive(
+                images, pipeline.LocalEngine((miner,), threads), run, options, progress
+            )
     assert report.images == len(images)
     assert report.unreadable == 0
     return report

@@ -64,6 +64,15 @@ class Mined(NamedTuple):
     result: ops.MiningResult
 
 
+class Network(NamedTuple):
+    """What decides the rows of an image, besides its pixels and the weights."""
+
+    card: ModelCard
+    settings: MiningSettings
+    dtype: torch.dtype
+    device_type: str
+
+
 @dataclass(frozen=True)
 class Miner:
     """A folded network on its device, in its precision, with the settings to mine by."""
@@ -73,6 +82,11 @@ class Miner:
     settings: MiningSettings
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def network(self) -> Network:
+        """What of it decides rows."""
+        return Network(self.card, self.settings, self.dtype, self.device.type)
 
     @torch.inference_mode()
     def mine(self, images: Tensor, image_sizes: Tensor) -> Mined:

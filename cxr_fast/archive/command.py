@@ -4,11 +4,13 @@ work begins.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -29,14 +31,8 @@ from cxr_fast.archive.overlays import (
     truths_by_name,
     write_overlay,
 )
-from cxr_fast.archive.pipeline import (
-    Progress,
-    Readings,
-    RunOptions,
-    RunReport,
-    mine_archive,
-    run_settings,
-)
+from cxr_fast.archive.pipeline import LocalEngine, Readings, RunOptions
+from cxr_fast.archive.run import Engine, Progress, RunReport, mine_archive, run_settings
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
 from cxr_fast.mining import (
@@ -58,31 +54,23 @@ class MiningJob:
     """A run that may begin: model loaded, images listed, arguments checked."""
 
     images: ImageList
-    miners: tuple[Miner, ...]
+    engine: Engine
     out: Path
     settings: dict[str, Any]
     options: RunOptions
-    truth: Mapping[str, Sequence[Truth]]
-    overlays: int
-    threads: int
-    max_errors: int | None = None
+    max_errors: int | None
     # Overlays that could not be drawn, and why; a picture less is no reason to end a run.
-    troubles: list[str] = field(default_factory=list)
-
-    @property
-    def miner(self) -> Miner:
-        """One of the miners, which differ in their device alone."""
-        return self.miners[0]
+    troubles: list[str]
 
     @property
     def summary(self) -> str:
         """One line for the person who waits."""
-        dtype = str(self.miner.dtype).removeprefix("torch.")
-        size = self.miner.card.input_size
+        network = self.engine.network
+        dtype = str(network.dtype).removeprefix("torch.")
+        size = network.card.input_size
         return (
-            f"{len(self.images)} images, {len(self.miner.card.class_names)} classes, {size}x{size} "
-            f"{dtype} on {', '.join(str(m.device) for m in self.miners)}, {self.threads} threads -> "
-            f"{self.out}"
+            f"{len(self.images)} images, {len(network.card.class_names)} classes, {size}x{size} "
+            f"{dtype} on {self.engine.where} -> {self.out}"
         )
 
     def run(self, progress: Progress | None = None, stop: threading.Event | None = None) -> RunReport:
@@ -93,36 +81,48 @@ class MiningJob:
         with open_run(self.out, self.settings) as folder:
             return mine_archive(
                 self.images,
-                self.miners,
+                self.engine,
                 folder,
                 self.options,
-                self.threads,
                 progress,
-                self._draw if self.overlays else None,
                 stop=stop,
                 max_errors=self.max_errors,
             )
 
-    def _draw(self, readings: Readings, mined: Mined) -> None:
+
+@dataclass(frozen=True)
+class _Overlays:
+    """Draws the first ``count`` images of a run, as its batches go by."""
+
+    count: int
+    out: Path
+    images: ImageList
+    miner: Miner
+    truth: Mapping[str, Sequence[Truth]]
+    classes_of: Mapping[str, Sequence[int]] | None
+    troubles: list[str]
+
+    def __call__(self, readings: Readings, mined: Mined) -> None:
         for row, position in enumerate(readings.readable):
-            if position >= self.overlays:
+            if position >= self.count:
                 return
             image_id = self.images.image_ids[position]
             truth = self.truth.get(PurePosixPath(image_id).name, ())
             allowed: Sequence[int] = range(len(self.miner.card.class_names))
-            if self.options.classes_of is not None:
-                allowed = self.options.classes_of.get(image_id, ())
+            if self.classes_of is not None:
+                allowed = self.classes_of.get(image_id, ())
             try:
                 classes = _classes_to_draw(self.miner, mined, row, truth, allowed)
                 if not classes:  # an image without findings, mined for its labels
                     continue
                 image = read_image(self.images.read(position))
                 picture = draw_overlay(image, image_id, classes, truth)
-                write_overlay(self.out / "overlays", image_id, picture)
+                write_overlay(self.out, image_id, picture)
             except (OSError, UnreadableImage) as error:
                 self.troubles.append(f"{image_id}: {error}")
 
 
+@contextmanager
 def prepare(
     images: str,
     model: str,
@@ -138,10 +138,13 @@ def prepare(
     batch_size: int,
     shard_size: int,
     device: str,
-    threads: int,
+    threads: int | None,
     max_errors: int | None = None,
-) -> MiningJob:
+    engine: Literal["local", "ray"] = "local",
+) -> Iterator[MiningJob]:
     """Checks the arguments of ``cxr-fast mine`` and loads what they name; writes nothing.
+
+    Inside the block the job may run; behind it a Ray cluster that it began is gone.
 
     Raises FileNotFoundError or ValueError, in a sentence, for anything that is missing or wrong.
     """
@@ -157,27 +160,60 @@ def prepare(
         )
     check_keep_tags(keep_tags)
     require_writable(out)
-    miners = load_miners(model, None, precision, resolve_devices(device))
-    miner = miners[0]
-    listed = list_images(images)
-    root = Path(listed.root).resolve()
-    if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
+    if engine == "ray" and overlays:
         raise ValueError(
-            f"--out {out} lies inside the images' folder {images}, so that the run's pictures would be "
-            "mined next time; choose a folder outside"
+            "--overlays are drawn by the local engine alone; mine a few images with it into another "
+            "folder"
         )
-    wanted = _classes_by_image(listed, labels, miner.card.class_names) if labels else None
-    options = RunOptions(
-        batch_size=batch_size,
-        shard_size=shard_size,
-        min_probability=min_probability,
-        classes_of=wanted,
-        heatmaps=heatmaps,
-        keep_tags=keep_tags,
-    )
-    truths = truths_by_name(*_box_columns(truth, miner.card.class_names)) if truth else {}
-    settings = run_settings(listed, miner, model_digest(model), options)
-    return MiningJob(listed, miners, out, settings, options, truths, overlays, threads, max_errors)
+    with _engine(engine, model, precision, device, threads) as workers:
+        card = workers.network.card
+        listed = list_images(images)
+        root = Path(listed.root).resolve()
+        if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
+            raise ValueError(
+                f"--out {out} lies inside the images' folder {images}, so that the run's pictures "
+                "would be mined next time; choose a folder outside"
+            )
+        wanted = _classes_by_image(listed, labels, card.class_names) if labels else None
+        options = RunOptions(
+            batch_size=batch_size,
+            shard_size=shard_size,
+            min_probability=min_probability,
+            classes_of=wanted,
+            heatmaps=heatmaps,
+            keep_tags=keep_tags,
+        )
+        truths = truths_by_name(*_box_columns(truth, card.class_names)) if truth else {}
+        settings = run_settings(listed, workers.network, model_digest(model), options)
+        troubles: list[str] = []
+        if overlays and isinstance(workers, LocalEngine):
+            miner, folder = workers.miners[0], out / "overlays"
+            draw = _Overlays(overlays, folder, listed, miner, truths, wanted, troubles)
+            workers = replace(workers, inspect=draw)
+        yield MiningJob(listed, workers, out, settings, options, max_errors, troubles)
+
+
+def _engine(
+    name: Literal["local", "ray"], model: str, precision: Precision, device: str, threads: int | None
+) -> AbstractContextManager[Engine]:
+    if name == "local":
+        miners = load_miners(model, None, precision, resolve_devices(device))
+        return nullcontext(LocalEngine(miners, threads or len(os.sched_getaffinity(0))))
+    try:
+        from cxr_fast.archive.ray_engine import ray_engine
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "cxr_fast":
+            raise
+        raise ValueError(
+            f"--engine ray needs the package {error.name}, which is not installed; "
+            "pip install 'cxr_fast[ray]'"
+        ) from error
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"with --engine ray the device is auto, cpu or cuda, but is {device!r}: each worker takes "
+            "one GPU, and Ray says which"
+        )
+    return ray_engine(model, precision, cast(Any, device), threads)
 
 
 def _names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Mining a whole source of images into a run folder.
+"""From a list of images to the rows of its shards, on this machine.
 
 Images keep their order and are cut into shards, shards into batches; a batch never crosses a shard
 and the last one is padded, so that every row depends on the images, the model and the settings alone.
@@ -6,33 +6,26 @@ and the last one is padded, so that every row depends on the images, the model a
 On a processor each worker thread carries a batch from file to findings, with one thread for the
 network: no barriers, no waiting, and rows that do not depend on how many cores there are. With GPUs
 the workers only read, a few batches ahead, and each GPU has a thread that takes the next batch that
-is read. The main thread writes.
+is read. The main thread joins the rows of a shard.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from cxr_fast import __version__
-from cxr_fast.archive.findings import RunFolder, shard_count
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture, to_input
 from cxr_fast.archive.shard_rows import Outcome, ShardRows, shard_rows
 from cxr_fast.archive.stages import Stages
-from cxr_fast.mining import Mined, Miner, findings_of, maps_of
-
-# Called after every batch: images done in this run, images to do in all, and what the time went to.
-Progress = Callable[[int, int, Stages], None]
+from cxr_fast.mining import Mined, Miner, Network, findings_of, maps_of
 
 
 class Batch(NamedTuple):
@@ -55,25 +48,6 @@ class Readings(NamedTuple):
 
 
 Inspect = Callable[[Readings, Mined], None]
-
-
-class RunReport(NamedTuple):
-    """What a run did: images of this run, of the archive, unreadable ones, boxes, seconds.
-
-    ``stopped``: it was asked to end after the shard in hand, and shards are left.
-    """
-
-    images: int
-    total: int
-    unreadable: int
-    boxes: int
-    seconds: float
-    stages: Stages
-    stopped: bool
-
-
-class TooManyErrorsError(RuntimeError):
-    """More images than allowed were unreadable; what was mined is kept."""
 
 
 @dataclass(frozen=True)
@@ -100,180 +74,107 @@ class RunOptions:
             raise ValueError(f"min_probability must be from 0 to 1, but is {self.min_probability}")
 
 
-def run_settings(
-    images: ImageList, miner: Miner, model_digest: str, options: RunOptions
-) -> dict[str, Any]:
-    """What run.json records: two runs with equal settings, on one kind of machine, have equal rows.
+@dataclass(frozen=True)
+class LocalEngine:
+    """One machine: ``threads`` that read, and a model, of which ``miners`` has one a device.
 
-    Images are told by id and size in bytes: the same names with other pictures are another archive.
+    ``inspect`` sees every batch after its findings, in any order of batches (it draws overlays).
     """
-    classes = "all"
-    if options.classes_of is not None:
-        classes = f"labels {_digest_of_classes(options.classes_of)}"
-    return {
-        "images": {"count": len(images), "sha256_of_ids_and_sizes": images.digest()},
-        "model": {"sha256": model_digest, "class_names": list(miner.card.class_names)},
-        "mining": asdict(miner.settings),
-        "precision": str(miner.dtype).removeprefix("torch."),
-        "device": miner.device.type,
-        "batch_size": options.batch_size,
-        "shard_size": options.shard_size,
-        "classes": classes,
-        "min_probability": options.min_probability,
-        "heatmaps": options.heatmaps,
-        "keep_tags": list(options.keep_tags),
-        "cxr_fast": __version__,
-        "torch": torch.__version__,
-    }
 
+    miners: Sequence[Miner]
+    threads: int
+    inspect: Inspect | None = None
 
-def _digest_of_classes(classes_of: Mapping[str, Sequence[int]]) -> str:
-    """SHA-256 of a Python list of pairs (image_id, class indices), sorted, as it is written in code."""
-    digest = hashlib.sha256(b"[")
-    between = ""  # piece by piece: the whole text takes hundreds of bytes an image
-    for image_id in sorted(classes_of):
-        digest.update(f"{between}{(image_id, sorted(classes_of[image_id]))!r}".encode())
-        between = ", "
-    digest.update(b"]")
-    return digest.hexdigest()
+    @property
+    def network(self) -> Network:
+        """See ``Engine``."""
+        return self.miners[0].network
 
+    @property
+    def where(self) -> str:
+        """See ``Engine``."""
+        return f"{', '.join(str(miner.device) for miner in self.miners)}, {self.threads} threads"
 
-def mine_archive(
-    images: ImageList,
-    miners: Sequence[Miner],
-    run: RunFolder,
-    options: RunOptions,
-    threads: int,
-    progress: Progress | None = None,
-    inspect: Inspect | None = None,
-    *,
-    stop: threading.Event | None = None,
-    max_errors: int | None = None,
-) -> RunReport:
-    """Mine every shard that ``run`` lacks and finish it. ``miners`` are one model, a device each.
+    def stages(self) -> Stages:
+        """See ``Engine``."""
+        return Stages(self.threads, 0 if _reads_inline(self.miners) else len(self.miners))
 
-    ``inspect`` sees every batch after its findings, in any order of batches (it draws overlays). Once
-    ``stop`` is set the run ends behind the shard in hand.
-    Raises OSError if the folder takes no more, TooManyErrorsError after the shard in which more than
-    ``max_errors`` images, those of earlier goes included, were unreadable; what was committed stays,
-    and the same call goes on.
-    """
-    started = time.perf_counter()
-    run.write_images(images.image_ids)
-    shards = shard_count(len(images), options.shard_size)
-    todo = sorted(set(range(shards)) - run.finished_shards())
-    total = sum(len(_positions(s, images, options)) for s in todo)
-    stages = Stages(threads, 0 if _reads_inline(miners) else len(miners))
-    done = boxes = 0
-    unreadable = run.count_errors()
+    def mine(
+        self,
+        images: ImageList,
+        options: RunOptions,
+        shards: Sequence[int],
+        stages: Stages,
+        count: Callable[[int], None] | None = None,
+    ) -> Generator[tuple[int, ShardRows], None, None]:
+        """See ``Engine``; in the order of ``shards``.
 
-    def count(batch: Batch) -> None:
-        nonlocal done
-        done += batch.last - batch.first
-        if progress:
-            progress(done, total, stages)
+        A few batches are under way at a time, so memory stays what it is however long the archive.
+        ``count`` is told the images of every batch, in order.
+        """
+        miners, inline = self.miners, _reads_inline(self.miners)
+        card = miners[0].card
+        # A thread of a device keeps its miner; on a processor all threads share one.
+        free: SimpleQueue[Miner] = SimpleQueue()
+        own = threading.local()
 
-    mined = mine_shards(images, miners, options, threads, todo, stages, count, inspect)
-    stopped = False
-    with contextlib.closing(mined):
-        for position, (shard, rows) in enumerate(mined, 1):
-            with stages.timed("write"):
-                run.write_shard(shard, rows.findings, rows.errors, rows.maps, rows.beside)
-            boxes += rows.findings.num_rows
-            unreadable += len(rows.errors)
-            if max_errors is not None and unreadable > max_errors:
-                raise TooManyErrorsError(
-                    f"{unreadable} images are unreadable, more than the {max_errors} that --max-errors "
-                    f"allows; {run.path / 'errors'} has the reasons. Mend them, or allow more: the "
-                    "same command goes on"
+        def take_miner() -> None:
+            own.miner = free.get()
+
+        def read(batch: Batch) -> Readings:
+            return read_batch(images, batch, card.input_size, options, stages, not inline)
+
+        def mine(miner: Miner, readings: Readings) -> Outcome:
+            with stages.timed("network"):
+                mined = miner.mine(readings.images, readings.sizes)
+            with stages.timed("rows"):
+                mined, broken = _without_broken(mined, readings, images)
+                names = tuple(images.image_ids[position] for position in readings.readable)
+                wanted = None
+                if options.classes_of is not None:
+                    wanted = [options.classes_of.get(name, ()) for name in names]
+                findings = findings_of(mined, wanted, options.min_probability, images=len(names))
+                maps = maps_of(mined, readings.sizes, wanted, len(names), options.heatmaps)
+            if self.inspect:
+                self.inspect(readings, mined)
+            errors = readings.errors + broken
+            return Outcome(findings, maps, names, errors, readings.notes, readings.tags)
+
+        for miner in miners:
+            free.put(miner)
+        threads_before = torch.get_num_threads()
+        waiting: list[Outcome] = []
+        try:
+            with contextlib.ExitStack() as pools:
+                readers = pools.enter_context(
+                    ThreadPoolExecutor(self.threads, "reader", _one_thread_each if inline else None)
                 )
-            if stop is not None and stop.is_set() and position < len(todo):
-                stopped = True
-                break
-    if not stopped:
-        unreadable = run.finish(shards)
-    seconds = time.perf_counter() - started
-    return RunReport(done, len(images), unreadable, boxes, seconds, stages, stopped)
+                if inline:
 
+                    def submit(batch: Batch) -> Future[Outcome]:
+                        return readers.submit(lambda: mine(miners[0], read(batch)))
+                else:
+                    devices = pools.enter_context(ThreadPoolExecutor(len(miners), "device", take_miner))
 
-def mine_shards(
-    images: ImageList,
-    miners: Sequence[Miner],
-    options: RunOptions,
-    threads: int,
-    shards: Sequence[int],
-    stages: Stages,
-    count: Callable[[Batch], None] | None = None,
-    inspect: Inspect | None = None,
-) -> Generator[tuple[int, ShardRows], None, None]:
-    """Give the rows of shards, in their order: a pure function of images, model and options.
+                    def submit(batch: Batch) -> Future[Outcome]:
+                        reading = readers.submit(read, batch)
+                        return devices.submit(lambda: mine(own.miner, reading.result()))
 
-    A few batches are under way at a time, so memory stays what it is however long the archive.
-    ``count`` is called for every batch in order.
-    """
-    inline = _reads_inline(miners)
-    card = miners[0].card
-    # A thread of a device keeps its miner; on a processor all threads share one.
-    free: SimpleQueue[Miner] = SimpleQueue()
-    own = threading.local()
-
-    def take_miner() -> None:
-        own.miner = free.get()
-
-    def read(batch: Batch) -> Readings:
-        return read_batch(images, batch, card.input_size, options, stages, not inline)
-
-    def mine(miner: Miner, readings: Readings) -> Outcome:
-        with stages.timed("network"):
-            mined = miner.mine(readings.images, readings.sizes)
-        with stages.timed("rows"):
-            mined, broken = _without_broken(mined, readings, images)
-            names = tuple(images.image_ids[position] for position in readings.readable)
-            wanted = None
-            if options.classes_of is not None:
-                wanted = [options.classes_of.get(name, ()) for name in names]
-            findings = findings_of(mined, wanted, options.min_probability, images=len(names))
-            maps = maps_of(mined, readings.sizes, wanted, len(names), options.heatmaps)
-        if inspect:
-            inspect(readings, mined)
-        errors = readings.errors + broken
-        return Outcome(findings, maps, names, errors, readings.notes, readings.tags)
-
-    for miner in miners:
-        free.put(miner)
-    threads_before = torch.get_num_threads()
-    waiting: list[Outcome] = []
-    try:
-        with contextlib.ExitStack() as pools:
-            readers = pools.enter_context(
-                ThreadPoolExecutor(threads, "reader", _one_thread_each if inline else None)
-            )
-            if inline:
-
-                def submit(batch: Batch) -> Future[Outcome]:
-                    return readers.submit(lambda: mine(miners[0], read(batch)))
-            else:
-                devices = pools.enter_context(ThreadPoolExecutor(len(miners), "device", take_miner))
-
-                def submit(batch: Batch) -> Future[Outcome]:
-                    reading = readers.submit(read, batch)
-                    return devices.submit(lambda: mine(own.miner, reading.result()))
-
-            batches = (b for shard in shards for b in _batches(shard, images, options))
-            ahead = threads + 2 * len(miners)
-            outcomes = pools.enter_context(contextlib.closing(_in_order(submit, batches, ahead)))
-            for batch, outcome in outcomes:
-                waiting.append(outcome)
-                if count:
-                    count(batch)
-                if batch.last == _positions(batch.shard, images, options).stop:
-                    with stages.timed("write"):
-                        rows = shard_rows(waiting, card.class_names, options.keep_tags)
-                    waiting = []
-                    yield batch.shard, rows
-    finally:
-        # The workers' setting is also what threads to come would start from.
-        torch.set_num_threads(threads_before)
+                batches = (b for shard in shards for b in _batches(shard, images, options))
+                ahead = self.threads + 2 * len(miners)
+                outcomes = pools.enter_context(contextlib.closing(_in_order(submit, batches, ahead)))
+                for batch, outcome in outcomes:
+                    waiting.append(outcome)
+                    if count:
+                        count(batch.last - batch.first)
+                    if batch.last == positions_of(batch.shard, images, options).stop:
+                        with stages.timed("write"):
+                            rows = shard_rows(waiting, card.class_names, options.keep_tags)
+                        waiting = []
+                        yield batch.shard, rows
+        finally:
+            # The workers' setting is also what threads to come would start from.
+            torch.set_num_threads(threads_before)
 
 
 def read_batch(
@@ -336,13 +237,14 @@ def _reads_inline(miners: Sequence[Miner]) -> bool:
     return miners[0].device.type == "cpu"
 
 
-def _positions(shard: int, images: ImageList, options: RunOptions) -> range:
+def positions_of(shard: int, images: ImageList, options: RunOptions) -> range:
+    """Return where the images of a shard lie in the list."""
     first = shard * options.shard_size
     return range(first, min(first + options.shard_size, len(images)))
 
 
 def _batches(shard: int, images: ImageList, options: RunOptions) -> Iterator[Batch]:
-    positions = _positions(shard, images, options)
+    positions = positions_of(shard, images, options)
     for first in positions[:: options.batch_size]:
         yield Batch(shard, first, min(first + options.batch_size, positions.stop))
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from cxr_fast.cli.options import cores, progress_bar, threads_option
+from cxr_fast.cli.options import progress_bar
 from cxr_fast.files import write_whole
 
 
@@ -65,7 +65,11 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
               help="Images of one part, which is written whole or not at all.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True,
               help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1.")  # fmt: skip
-@threads_option
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="This machine, or the Ray cluster that RAY_ADDRESS names.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1),
+              help="Of this machine: as many as cores; with --engine ray of each worker: its GPU's "
+              "share of the node, or the node.")  # fmt: skip
 @click.option("--max-errors", type=click.IntRange(0), metavar="N",
               help="Stop once more images than this are unreadable. Default: never.")  # fmt: skip
 @click.option("--profile", is_flag=True, help="Write OUT/profile.json: where the time went.")
@@ -86,6 +90,7 @@ def mine(
     batch_size: int,
     shard_size: int,
     device: str,
+    engine: Any,
     threads: int | None,
     max_errors: int | None,
     profile: bool,
@@ -104,26 +109,26 @@ def mine(
     from cxr_fast.archive import command
 
     console = Console(stderr=True)
-    job = command.prepare(
-        images, model, out, classes, labels, truth, overlays, min_probability, heatmaps,
-        keep_tags,
-        precision, batch_size, shard_size, device, threads or cores(), max_errors,
+    prepared = command.prepare(
+        images, model, out, classes, labels, truth, overlays, min_probability, heatmaps, keep_tags,
+        precision, batch_size, shard_size, device, threads, max_errors, engine,
     )  # fmt: skip
-    console.print(job.summary, highlight=False)
-    with progress_bar(console) as bar:
-        task = bar.add_task("mining", total=None, note="")
+    with prepared as job:
+        console.print(job.summary, highlight=False)
+        with progress_bar(console) as bar:
+            task = bar.add_task("mining", total=None, note="")
 
-        def progress(done: int, total: int, stages: Any) -> None:
-            seconds = bar.tasks[0].elapsed or 1e-9
-            bar.update(
-                task,
-                completed=done,
-                total=total,
-                note=f"{done / seconds:.1f} images/s, limited by {stages.limit()}",
-            )
+            def progress(done: int, total: int, stages: Any) -> None:
+                seconds = bar.tasks[0].elapsed or 1e-9
+                bar.update(
+                    task,
+                    completed=done,
+                    total=total,
+                    note=f"{done / seconds:.1f} images/s, limited by {stages.limit()}",
+                )
 
-        with _stop_on_sigterm() as stop:
-            report = job.run(progress, stop)
+            with _stop_on_sigterm() as stop:
+                report = job.run(progress, stop)
     if profile:
         document = json.dumps(report.stages.profile() | {"images": report.images}, indent=1)
         write_whole(out / "profile.json", document.encode() + b"\n")

@@ -17,6 +17,7 @@ from PIL import Image
 from cxr_fast.archive import pipeline
 from cxr_fast.archive.findings import open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images
+from cxr_fast.archive.run import mine_archive, run_settings
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import Miner
 from cxr_fast.models import Architecture, ModelCard, build, fold
@@ -103,8 +104,8 @@ def test_every_damaged_file_is_listed_and_every_neighbour_mined(tmp_path: Path) 
     miner = Miner(model, card, MiningSettings(), torch.device("cpu"), torch.float32)
     images = list_images(folder)
     options = pipeline.RunOptions(batch_size=8, shard_size=100)
-    with open_run(tmp_path / "run", pipeline.run_settings(images, miner, "model", options)) as run:
-        report = pipeline.mine_archive(images, (miner,), run, options, 2)
+    with open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run:
+        report = mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options)
 
     reasons = dict(zip(*read_errors(tmp_path / "run").to_pydict().values(), strict=True))
     good = {name for name in images.image_ids if name.startswith("good-")}

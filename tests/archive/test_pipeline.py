@@ -19,6 +19,7 @@ from cxr_fast import reference
 from cxr_fast.archive import pipeline
 from cxr_fast.archive.findings import RunFolder, map_parts, open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images, read_image, to_input
+from cxr_fast.archive.run import RunReport, TooManyErrorsError, mine_archive, run_settings
 from cxr_fast.archive.stages import Stages
 from cxr_fast.config import MiningSettings
 from cxr_fast.mining import Mined, Miner
@@ -59,13 +60,11 @@ def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
     return images
 
 
-def mine(
-    folder: Path, out: Path, miner: Miner, threads: int = 2, **options: object
-) -> pipeline.RunReport:
+def mine(folder: Path, out: Path, miner: Miner, threads: int = 2, **options: object) -> RunReport:
     images = list_images(folder)
     chosen = pipeline.RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
-    with open_run(out, pipeline.run_settings(images, miner, "model", chosen)) as run:
-        return pipeline.mine_archive(images, (miner,), run, chosen, threads)
+    with open_run(out, run_settings(images, miner.network, "model", chosen)) as run:
+        return mine_archive(images, pipeline.LocalEngine((miner,), threads), run, chosen)
 
 
 def test_settings_tell_images_and_classes_as_earlier_versions_did(folder: Path, miner: Miner) -> None:
@@ -76,7 +75,7 @@ def test_settings_tell_images_and_classes_as_earlier_versions_did(folder: Path, 
         (wanted, repr(sorted((k, sorted(v)) for k, v in wanted.items()))),
     ):
         options = pipeline.RunOptions(classes_of=classes_of)
-        settings = pipeline.run_settings(images, miner, "model", options)
+        settings = run_settings(images, miner.network, "model", options)
         assert settings["classes"] == "labels " + hashlib.sha256(text.encode()).hexdigest()
     told = hashlib.sha256()
     for image_id, path in zip(images.image_ids, images.paths, strict=True):
@@ -177,7 +176,7 @@ def test_unreadable_images_are_listed_and_their_neighbours_mined(
     assert read_findings(tmp_path / "run").to_pylist() == kept
 
 
-def read_findings_after(report: pipeline.RunReport, run: Path) -> list[dict[str, object]]:
+def read_findings_after(report: RunReport, run: Path) -> list[dict[str, object]]:
     assert report.boxes == read_findings(run).num_rows
     return read_findings(run).to_pylist()
 
@@ -316,8 +315,8 @@ def test_several_devices_share_the_batches_and_change_no_row(
     devices = tuple(Device(**vars(miner)) for _ in range(2))
     images = list_images(folder)
     options = pipeline.RunOptions(batch_size=4, shard_size=10)
-    with open_run(tmp_path / "two", pipeline.run_settings(images, miner, "model", options)) as run:
-        report = pipeline.mine_archive(images, devices, run, options, 2)
+    with open_run(tmp_path / "two", run_settings(images, miner.network, "model", options)) as run:
+        report = mine_archive(images, pipeline.LocalEngine(devices, 2), run, options)
     assert read_findings(tmp_path / "two").equals(read_findings(tmp_path / "one"))
     assert {device for device, _ in seen} == {id(device) for device in devices}
     assert len(seen) == 2, "a device was used by two threads"
@@ -339,7 +338,7 @@ def test_a_run_that_is_asked_to_stop_ends_behind_a_shard_and_goes_on(
     mine(folder, tmp_path / "whole", miner)
     images = list_images(folder)
     options = pipeline.RunOptions(batch_size=4, shard_size=10)
-    settings = pipeline.run_settings(images, miner, "model", options)
+    settings = run_settings(images, miner.network, "model", options)
     stop = threading.Event()
 
     def ask(done: int, total: int, stages: object) -> None:
@@ -347,7 +346,7 @@ def test_a_run_that_is_asked_to_stop_ends_behind_a_shard_and_goes_on(
             stop.set()
 
     with open_run(tmp_path / "run", settings) as run:
-        report = pipeline.mine_archive(images, (miner,), run, options, 2, ask, stop=stop)
+        report = mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options, ask, stop=stop)
         assert report.stopped
         assert run.finished_shards() == {0, 1}
     assert not (tmp_path / "run" / "errors.parquet").exists()
@@ -364,14 +363,14 @@ def test_too_many_unreadable_images_end_the_run_and_keep_what_was_mined(
     images = list_images(folder)
     options = pipeline.RunOptions(batch_size=4, shard_size=10)
     with (
-        open_run(tmp_path / "run", pipeline.run_settings(images, miner, "model", options)) as run,
-        pytest.raises(pipeline.TooManyErrorsError, match=r"2 images .* more than the 1 that"),
+        open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run,
+        pytest.raises(TooManyErrorsError, match=r"2 images .* more than the 1 that"),
     ):
-        pipeline.mine_archive(images, (miner,), run, options, 2, max_errors=1)
+        mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options, max_errors=1)
     kept = read_findings(tmp_path / "run")
     assert kept.num_rows
-    with open_run(tmp_path / "run", pipeline.run_settings(images, miner, "model", options)) as run:
-        report = pipeline.mine_archive(images, (miner,), run, options, 2, max_errors=3)
+    with open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run:
+        report = mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options, max_errors=3)
     assert report.unreadable == 3, "errors of the earlier go were not counted"
     assert read_findings(tmp_path / "run").slice(0, kept.num_rows).equals(kept)
 

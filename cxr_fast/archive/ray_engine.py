@@ -1,0 +1,318 @@
+"""Shards worked on by a Ray cluster, through Ray Data: needs the extra ``ray``.
+
+An item is a shard: the part of the image list that it is, and which classes to mine. Actors, one a GPU
+(or one a share of processors), each hold the model and do with a shard what ``LocalEngine`` does here.
+Ray starts as many as the cluster has room for, asks its autoscaler for more, holds back when results
+wait, and does again what a lost node had in hand. Rows come back to this process, which writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray import ObjectRef
+
+from cxr_fast import __version__
+from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture
+from cxr_fast.archive.pipeline import LocalEngine, RunOptions, positions_of
+from cxr_fast.archive.shard_rows import ShardRows
+from cxr_fast.archive.stages import Stages
+from cxr_fast.mining import Network, Precision, load_miners, model_path, resolve_precision
+
+# A lost network or a full disk on one node is tried again elsewhere; so many shards in succession
+# are no node's bad day.
+_MOST_FAILURES = 8
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Plan(NamedTuple):
+    """What a worker needs besides shards."""
+
+    model: bytes
+    network: Network
+    threads: int
+    versions: tuple[str, str]
+
+
+class _Task(NamedTuple):
+    """One shard: its images, and RunOptions.classes_of of these alone."""
+
+    images: ImageList
+    options: RunOptions
+
+
+class _Done(NamedTuple):
+    """What came of a shard: rows, or what went wrong; who did it, and what the time went to."""
+
+    worker: str
+    rows: ShardRows | None
+    failure: Exception | None
+    seconds: dict[Any, float]
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """A Ray cluster that this process is connected to. Made by ``ray_engine``."""
+
+    network: Network
+    model: bytes
+    threads: int
+
+    @property
+    def where(self) -> str:
+        """See ``Engine``."""
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        device = "a GPU and " if self._gpus else ""
+        return f"Ray ({nodes} nodes now; a worker has {device}{self.threads} processors)"
+
+    def stages(self) -> Stages:
+        """See ``Engine``."""
+        return Stages(self.threads, self._gpus)
+
+    @property
+    def _gpus(self) -> int:
+        return int(self.network.device_type == "cuda")
+
+    def mine(
+        self,
+        images: ImageList,
+        options: RunOptions,
+        shards: Sequence[int],
+        stages: Stages,
+        count: Callable[[int], None],
+    ) -> Generator[tuple[int, ShardRows], None, None]:
+        """See ``Engine``; in the order in which they are done.
+
+        Raises what a worker raised: at once where it could not begin, for an OSError only after other
+        shards were tried in vain, too.
+        """
+        left = list(shards)
+        while left:
+            failed: list[int] = []
+            in_succession = 0
+            for shard, done in self._results(images, options, left):
+                stages.merge(done.worker, done.seconds)
+                if done.rows is None:
+                    assert done.failure is not None
+                    failed.append(shard)
+                    in_succession += 1
+                    last_chance = len(failed) == len(left) or in_succession == _MOST_FAILURES
+                    if last_chance or not isinstance(done.failure, OSError):
+                        raise done.failure
+                    continue
+                in_succession = 0
+                positions = positions_of(shard, images, options)
+                _refuse_blind(images, positions, done)
+                count(len(positions))
+                yield shard, done.rows
+            left = failed
+
+    def _results(
+        self, images: ImageList, options: RunOptions, shards: Sequence[int]
+    ) -> Iterator[tuple[int, _Done]]:
+        versions = (__version__, torch.__version__)
+        plan = _Plan(self.model, self.network, self.threads, versions)
+        tasks: list[Any] = [_put_task(images, options, shard) for shard in shards]
+        pool = ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=len(tasks),
+            # With a GPU, the next shard is read while the last batches of this one are mined.
+            max_concurrent_calls_per_actor=1 + self._gpus,
+            enable_true_multi_threading=bool(self._gpus),
+        )
+        done = ray.data.from_arrow_refs(tasks).map_batches(
+            _Worker,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=pool,
+            fn_constructor_args=(plan,),  # Ray Data puts it into its object store, once
+            num_cpus=self.threads,
+            num_gpus=self._gpus,
+        )
+        done.context.enable_progress_bars = False
+        tables = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in cast(Iterator[pa.Table], tables):
+            for row in table.to_pylist():
+                yield row["shard"], pickle.loads(row["done"])
+
+
+class _Worker:
+    """An actor: the model on one device, and a shard at a time."""
+
+    def __init__(self, plan: _Plan) -> None:
+        # Ray would start an actor that cannot begin again and again, and print its trace each time.
+        self._failure: Exception | None = None
+        try:
+            self._begin(plan)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failure = error
+
+    def _begin(self, plan: _Plan) -> None:
+        network = plan.network
+        here = (__version__, torch.__version__)
+        if here != plan.versions:
+            raise ValueError(
+                f"the node {_node()} has cxr_fast {here[0]} with torch {here[1]}, but the run is of "
+                f"{plan.versions[0]} with {plan.versions[1]}; install the same on every node"
+            )
+        precision: Any = str(network.dtype).removeprefix("torch.")
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            file.write(plan.model)
+            file.flush()
+            device = torch.device(network.device_type)
+            miners = load_miners(file.name, network.settings, precision, [device])
+        self._engine = LocalEngine(miners, plan.threads)
+
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        done = [pickle.dumps(self._mine(pickle.loads(task))) for task in tasks["task"].to_pylist()]
+        return pa.table({"shard": tasks["shard"], "done": pa.array(done, pa.large_binary())})
+
+    def _mine(self, task: _Task) -> _Done:
+        stages = self._engine.stages() if self._failure is None else Stages()
+        rows = None
+        failure = self._failure
+        if failure is None:
+            try:
+                ((_, rows),) = self._engine.mine(task.images, task.options, [0], stages)
+            except (OSError, RuntimeError, ValueError, MemoryError) as error:
+                failure = error
+        worker = f"{_node()}, process {os.getpid()}"
+        return _Done(worker, rows, failure, stages.seconds)
+
+
+@contextmanager
+def ray_engine(
+    model: str | Path,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+) -> Iterator[RayEngine]:
+    """Connect to the cluster of RAY_ADDRESS, or else begin one on this machine.
+
+    ``device`` ``auto`` is the GPUs where the cluster has any; each worker takes one and ``threads``
+    processors. ``threads`` defaults to a GPU's share of its node, or without GPUs to a whole node, as
+    the smallest node has it. ``auto`` precision is decided by the first node that is free.
+
+    Raises ValueError where no cluster answers, or it has not what was asked for.
+    """
+    begun_here = not ray.is_initialized()
+    if begun_here:
+        _connect()
+    try:
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+        gpus = int(device == "cuda")
+        threads = threads or _share(gpus)
+        (miner,) = load_miners(model, None, "float32", [torch.device("cpu")])
+        ask = ray.remote(num_cpus=threads, num_gpus=gpus)(_precision)
+        try:
+            dtype = ray.get(ask.remote(precision, device), timeout=_patience(threads, gpus))
+        except ray.exceptions.GetTimeoutError as error:
+            raise ValueError(
+                f"the Ray cluster has no node with {threads} processors free"
+                + (" and a GPU" if gpus else "")
+                + ", which is what a worker takes; see --threads and --device"
+            ) from error
+        network = miner.network._replace(dtype=dtype, device_type=device)
+        yield RayEngine(network, model_path(model).read_bytes(), threads)
+    finally:
+        if begun_here:
+            ray.shutdown()
+
+
+def _connect() -> None:
+    # The archive's owner decides what leaves the machine.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray Data's actors are made in a way that Ray's core warns of.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Not Ray's own default, which takes whatever cluster was last begun here, even one that is gone.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        host, _, port = address.rpartition(":")
+        if port.isdigit() and "/" not in host:
+            # Ray would try for a quarter of an hour.
+            socket.create_connection((host, int(port)), timeout=20).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}); start one (`ray start --head`), or unset "
+            "RAY_ADDRESS to use this machine alone"
+        ) from error
+
+
+def _patience(threads: int, gpus: int) -> float:
+    """Seconds to wait for the first worker: nodes of a cluster may be busy, or still to be started."""
+    alone = len(ray.nodes()) == 1
+    there = ray.cluster_resources()
+    fits = there.get("CPU", 0) >= threads and there.get("GPU", 0) >= gpus
+    return 1800.0 if fits or not alone else 0.0
+
+
+def _share(gpus: int) -> int:
+    """How many processors of the smallest node go to a worker, one worker a GPU or a node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus:
+        shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+    else:
+        shares = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if not shares or min(shares) < 1:
+        raise ValueError(
+            "the Ray cluster has no node yet with processors"
+            + (" for each of its GPUs" if gpus else "")
+            + "; say how many a worker takes with --threads"
+        )
+    return min(shares)
+
+
+def _precision(precision: Precision, device: str) -> torch.dtype:
+    return resolve_precision(precision, torch.device(device))
+
+
+def _put_task(images: ImageList, options: RunOptions, shard: int) -> ObjectRef[pa.Table]:
+    positions = positions_of(shard, images, options)
+    part = images.part(positions.start, positions.stop)
+    if options.classes_of is not None:
+        known = {
+            name: options.classes_of[name] for name in part.image_ids if name in options.classes_of
+        }
+        options = replace(options, classes_of=known)
+    task = pickle.dumps(_Task(part, options))
+    return ray.put(pa.table({"shard": [shard], "task": pa.array([task], pa.large_binary())}))
+
+
+def _refuse_blind(images: ImageList, positions: range, done: _Done) -> None:
+    """Raise where a node could read nothing of a shard that this machine reads.
+
+    A folder that is not mounted there would otherwise make an error of every image.
+    """
+    assert done.rows is not None
+    if len(done.rows.errors) < len(positions):
+        return
+    image_id, reason = done.rows.errors[0]
+    try:
+        read_picture(images.read(positions.start))
+    except UnreadableImage:
+        return
+    raise ValueError(
+        f"the node {done.worker} could read no image of a shard ({image_id}: {reason}), but this "
+        f"machine can; every node needs the files of {images.root} under the same path"
+    )
+
+
+def _node() -> str:
+    return str(ray.util.get_node_ip_address())
