@@ -241,7 +241,7 @@ def _classes_by_image(
     wanted = {}
     seen: dict[bytes, tuple[int, ...]] = {}  # one tuple for all images of the same labels
     for image_id in images.image_ids:
-        row = row_of.get(PurePosixPath(image_id).name)
+        row = row_of.get(image_id.rpartition("/")[2])
         if row is not None:
             labels_of = table.matrix[row]
             if (key := labels_of.tobytes()) not in seen:
