@@ -244,10 +244,14 @@ def _classes_by_image(
     ]
     row_of = {name: row for row, name in enumerate(table.images)}
     wanted = {}
+    seen: dict[bytes, tuple[int, ...]] = {}  # one tuple for all images of the same labels
     for image_id in images.image_ids:
-        row = row_of.get(PurePosixPath(image_id).name)
+        row = row_of.get(image_id.rpartition("/")[2])
         if row is not None:
-            wanted[image_id] = tuple(c for c, column in columns if table.matrix[row, column])
+            labels_of = table.matrix[row]
+            if (key := labels_of.tobytes()) not in seen:
+                seen[key] = tuple(c for c, column in columns if labels_of[column])
+            wanted[image_id] = seen[key]
     if not columns:
         raise ValueError(
             f"{labels} names none of the model's classes ({', '.join(class_names)}); "

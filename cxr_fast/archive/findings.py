@@ -44,6 +44,7 @@ from cxr_fast.files import replacing, sync_folder
 
 _FORMAT = "cxr_fast mining run, version 1"
 _METADATA_KEY = b"cxr_fast"
+_ROW_GROUP = 2**20  # rows, of images.parquet
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -85,9 +86,14 @@ class RunFolder:
     def write_images(self, image_ids: Sequence[str]) -> None:
         """Record which images the run is about, in order, once."""
         target = self.path / "images.parquet"
-        if not target.exists():
-            table = pa.table({"image_id": pa.array(image_ids, pa.string())}, schema=IMAGES_SCHEMA)
-            _write_table(target, table, self.settings)
+        if target.exists():
+            return
+        schema = IMAGES_SCHEMA.with_metadata(_metadata(self.settings))
+        with replacing(target) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            # A column of strings ends at 2 GiB, some 70 million ids.
+            for first in range(0, max(len(image_ids), 1), _ROW_GROUP):
+                ids = pa.array(image_ids[first : first + _ROW_GROUP], pa.string())
+                writer.write_table(pa.table([ids], schema=schema))
 
     def write_shard(
         self,
@@ -329,6 +335,12 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
     return settings
 
 
+def _metadata(settings: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """The settings, as each Parquet file carries them."""
+    # Sorted and without whitespace to choose: the same settings are the same bytes.
+    return {_METADATA_KEY: json.dumps(_document(settings), sort_keys=True).encode("ascii")}
+
+
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """List nested settings as pairs of a dotted key and the value's JSON."""
     if isinstance(value, dict) and (value or not key):
@@ -394,9 +406,9 @@ def _shard(match: re.Match[str]) -> int:
 
 
 def _read_parts(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
-    # Each file on its own: pyarrow would otherwise read a folder's name as a partition.
+    # As a file, not as a data set of one: six times as quick, and no folder's name is a partition.
     parts = _finished_parts(path, kind)
-    tables = [pq.read_table(part, schema=schema, partitioning=None) for part in parts]
+    tables = (pq.ParquetFile(part).read(use_threads=False).cast(schema) for part in parts)
     return pa.concat_tables([schema.empty_table(), *tables])
 
 
@@ -409,8 +421,6 @@ def _finished_parts(path: Path, kind: str) -> list[Path]:
 
 def _write_table(path: Path, table: pa.Table, settings: Mapping[str, Any] | None) -> None:
     if settings is not None:
-        # Sorted and without whitespace to choose: the same settings are the same bytes.
-        text = json.dumps(_document(settings), sort_keys=True)
-        table = table.replace_schema_metadata({_METADATA_KEY: text.encode("ascii")})
+        table = table.replace_schema_metadata(_metadata(settings))
     with replacing(path) as file:
         pq.write_table(table, file, compression="zstd")

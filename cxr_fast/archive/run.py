@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
@@ -80,15 +80,11 @@ def run_settings(
 
     Images are told by id and size in bytes: the same names with other pictures are another archive.
     """
-    digest = hashlib.sha256()
-    for index, image_id in enumerate(images.image_ids):
-        digest.update(f"{image_id}\0{images.size(index)}\0".encode())
     classes = "all"
     if options.classes_of is not None:
-        chosen = sorted((name, sorted(c)) for name, c in options.classes_of.items())
-        classes = "labels " + hashlib.sha256(repr(chosen).encode()).hexdigest()
+        classes = f"labels {_digest_of_classes(options.classes_of)}"
     return {
-        "images": {"count": len(images), "sha256_of_ids_and_sizes": digest.hexdigest()},
+        "images": {"count": len(images), "sha256_of_ids_and_sizes": images.digest()},
         "model": {"sha256": model_digest, "class_names": list(network.class_names)},
         "mining": asdict(network.settings),
         "precision": network.precision,
@@ -102,6 +98,17 @@ def run_settings(
         "cxr_fast": __version__,
         **network.versions,
     }
+
+
+def _digest_of_classes(classes_of: Mapping[str, Sequence[int]]) -> str:
+    """SHA-256 of a Python list of pairs (image_id, class indices), sorted, as it is written in code."""
+    digest = hashlib.sha256(b"[")
+    between = ""  # piece by piece: the whole text takes hundreds of bytes an image
+    for image_id in sorted(classes_of):
+        digest.update(f"{between}{(image_id, sorted(classes_of[image_id]))!r}".encode())
+        between = ", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def mine_archive(

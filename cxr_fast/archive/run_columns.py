@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_fast.archive.findings import findings_parts, map_parts
-from cxr_fast.archive.schemas import FINDINGS_SCHEMA, MAPS_SCHEMA
+from cxr_fast.archive.schemas import MAPS_SCHEMA
 
 IntArray = npt.NDArray[np.int64]
 
@@ -54,8 +54,20 @@ def box_columns(
 
     Raises RunFolderError if ``run`` holds no run.
     """
+    found = [_boxes_of(part, image_numbers, classes, wanted) for part in findings_parts(run)]
+    none = np.zeros(0, dtype=np.int64)
+    empty = BoxColumns(none, none, none, np.zeros((0, 4), dtype=np.float32))
+    return BoxColumns(*(np.concatenate(parts) for parts in zip(empty, *found, strict=True)))
+
+
+def _boxes_of(
+    part: Path,
+    image_numbers: Mapping[str, int],
+    classes: Sequence[str],
+    wanted: npt.NDArray[np.bool_] | None,
+) -> BoxColumns:
     edges = ("x1", "y1", "x2", "y2")
-    table = _read(findings_parts(run), ["image_id", "class", "rank", *edges])
+    table = _read(part, ["image_id", "class", "rank", *edges])
     image, class_index = _numbers(table, image_numbers, classes)
     keep = (image >= 0) & (class_index >= 0)
     if wanted is not None:
@@ -71,10 +83,14 @@ def map_columns(
     run: str | Path, image_numbers: Mapping[str, int], classes: Sequence[str]
 ) -> MapColumns | None:
     """Maps of the given classes in the given images, or None where the run kept none."""
-    parts = map_parts(run)
-    if not parts:
+    found = [_maps_of(part, image_numbers, classes) for part in map_parts(run)]
+    if not found:
         return None
-    table = _read(parts, MAPS_SCHEMA.names)
+    return MapColumns(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _maps_of(part: Path, image_numbers: Mapping[str, int], classes: Sequence[str]) -> MapColumns:
+    table = _read(part, MAPS_SCHEMA.names)
     image, class_index = _numbers(table, image_numbers, classes)
     keep = (image >= 0) & (class_index >= 0)
 
@@ -107,7 +123,7 @@ def heatmap_column(
     for part in map_parts(run):
         if "heatmap" not in pq.read_schema(part).names:
             return None
-        names = _read([part], ["image_id", "class"])
+        names = _read(part, ["image_id", "class"])
         image, class_index = _numbers(names, image_numbers, classes)
         rows = np.flatnonzero((image >= 0) & (class_index >= 0))
         first, last = np.searchsorted(wanted, (start, start + len(rows)))
@@ -129,13 +145,9 @@ def heatmap_column(
     return np.concatenate(maps) if maps else np.zeros((0, 1, 1), np.uint8)
 
 
-def _read(parts: Sequence[Path], columns: Sequence[str]) -> pa.Table:
-    """Some columns of all parts; names stay numbers into a dictionary, as Parquet stores them."""
-    if not parts:
-        return FINDINGS_SCHEMA.empty_table().select(columns)
-    return pa.concat_tables(
-        pq.ParquetFile(part, read_dictionary=["image_id"]).read(columns) for part in parts
-    )
+def _read(part: Path, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a part; names stay numbers into a dictionary, as Parquet stores them."""
+    return pq.ParquetFile(part, read_dictionary=["image_id"]).read(columns)
 
 
 def _numbers(

@@ -31,7 +31,7 @@ def split_rows(
     path: str | os.PathLike[str], body: str, lines_above: int
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the line and its fields, for each line that is not blank."""
-    reader = csv.reader(body.split("\n"), strict=True)
+    reader = csv.reader(_lines_of(body), strict=True)
     line = lines_above + 1  # where the record starts: a stray quote swallows the lines after it
     try:
         for row in reader:
@@ -45,6 +45,15 @@ def split_rows(
             f"expected comma-separated fields, got a line that can't be split ({error}); look for "
             "a stray quote",
         )
+
+
+def _lines_of(body: str) -> Iterator[str]:
+    """The lines of a text as ``split`` gives them, but not millions of them at a time."""
+    start = 0
+    while (end := body.find("\n", start)) >= 0:
+        yield body[start:end]
+        start = end + 1
+    yield body[start:]
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_fast import files as whole_files
+from cxr_fast.archive import findings
 from cxr_fast.archive.findings import (
     ERRORS_SCHEMA,
     FINDINGS_SCHEMA,
@@ -27,10 +28,12 @@ from cxr_fast.archive.findings import (
     open_run,
     read_errors,
     read_findings,
+    read_images,
     read_settings,
     write_shard,
 )
 from cxr_fast.archive.schemas import HEATMAPS_SCHEMA, MAPS_SCHEMA
+from cxr_fast.archive.sources import ImageIds
 
 SETTINGS = {"batch_size": 16, "model": "demo", "mining": {"steps": 3, "thresholds": (0.25, 0.75)}}
 
@@ -151,6 +154,28 @@ def test_every_parquet_file_says_where_it_came_from(tmp_path: Path) -> None:
         text = pq.read_metadata(copy).metadata[b"cxr_fast"]
         assert json.loads(text) == json.loads((tmp_path / "run" / "run.json").read_text())
     assert read_findings(tmp_path / "run").schema.equals(FINDINGS_SCHEMA, check_metadata=True)
+
+
+def test_images_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"{i}/\u00e9{i}.png" for i in range(10)]
+    for size in (2**20, 4):
+        monkeypatch.setattr(findings, "_ROW_GROUP", size)
+        with open_run(tmp_path / str(size), SETTINGS) as run:
+            run.write_images(ImageIds(pa.array(ids, pa.large_string())))
+            run.write_images(["another.png"])  # once
+        assert read_images(tmp_path / str(size)) == ids
+    # One piece is what earlier versions wrote.
+    metadata = pq.read_schema(tmp_path / "4" / "images.parquet").metadata
+    table = pa.table({"image_id": ids}, schema=findings.IMAGES_SCHEMA.with_metadata(metadata))
+    pq.write_table(table, tmp_path / "before.parquet", compression="zstd")
+    before = (tmp_path / "before.parquet").read_bytes()
+    assert (tmp_path / str(2**20) / "images.parquet").read_bytes() == before
+    pieces = pq.ParquetFile(tmp_path / "4" / "images.parquet")
+    assert pieces.schema_arrow.equals(table.schema, check_metadata=True)
+    assert [pieces.metadata.row_group(i).num_rows for i in range(3)] == [4, 4, 2]
+    with open_run(tmp_path / "none", SETTINGS) as run:
+        run.write_images([])
+    assert read_images(tmp_path / "none") == []
 
 
 def test_the_same_settings_are_the_same_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -63,6 +64,22 @@ def mine(folder: Path, out: Path, miner: Miner, threads: int = 2, **options: obj
     chosen = RunOptions(**{"batch_size": 4, "shard_size": 10, **options})
     with open_run(out, run_settings(images, miner.network, "model", chosen)) as run:
         return mine_archive(images, pipeline.LocalEngine((miner,), threads), run, chosen)
+
+
+def test_settings_tell_images_and_classes_as_earlier_versions_did(folder: Path, miner: Miner) -> None:
+    images = list_images(folder)
+    wanted = {"b\u00e9.png": (2, 0), "a 'quoted'.png": (1,), "c.png": ()}
+    for classes_of, text in (
+        ({}, "[]"),
+        (wanted, repr(sorted((k, sorted(v)) for k, v in wanted.items()))),
+    ):
+        options = RunOptions(classes_of=classes_of)
+        settings = run_settings(images, miner.network, "model", options)
+        assert settings["classes"] == "labels " + hashlib.sha256(text.encode()).hexdigest()
+    told = hashlib.sha256()
+    for image_id, path in zip(images.image_ids, images.paths, strict=True):
+        told.update(f"{image_id}\0{Path(path).stat().st_size}\0".encode())
+    assert settings["images"] == {"count": 23, "sha256_of_ids_and_sizes": told.hexdigest()}
 
 
 def test_rows_are_those_of_the_plain_network_and_the_reference(

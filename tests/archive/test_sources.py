@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import PNG_SIGNATURE
+from places import shard
 
 from cxr_fast.archive.images import UnreadableImage, file_name, image_id_of, list_images
-from cxr_fast.archive.sources import ImageIds
+from cxr_fast.archive.sources import ImageIds, lists
 
 
 def grow(root: Path, *names: str) -> Path:
@@ -317,6 +321,69 @@ def test_a_list_is_cut_and_pickled_without_the_rest(tmp_path: Path) -> None:
     assert found.size(0) == -1
     with pytest.raises(UnreadableImage, match="no such file"):
         found.read(0)
+
+
+def digest_of(pairs: list[tuple[str, int]]) -> str:
+    """What runs have recorded since the first version: to go on, one must find it again."""
+    return hashlib.sha256("".join(f"{name}\0{size}\0" for name, size in pairs).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 50])
+def test_the_digest_is_of_ids_and_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(lists, "_CHUNK", 7)
+    monkeypatch.setattr(lists, "_ASKED", 3)
+    names = sorted(
+        [os.fsencode(f"{i:02d}\u00e9\u4e00.png") for i in range(count - 1)] + [b"\\x\xe9\n.png"]
+    )
+    for size, name in enumerate(names):
+        (tmp_path / os.fsdecode(name)).write_bytes(bytes(size * 37))
+    found = list_images(tmp_path)
+    pairs = [(i, os.path.getsize(p)) for i, p in zip(found.image_ids, found.paths, strict=True)]
+    assert len({size for _, size in pairs}) == count
+    assert found.digest() == digest_of(pairs)
+    assert found.part(1, count - 1).digest() == digest_of(pairs[1 : count - 1])
+    os.unlink(found.path(count // 2))
+    pairs[count // 2] = (pairs[count // 2][0], -1)
+    assert found.digest() == digest_of(pairs)
+
+
+def test_the_digest_of_members_and_of_a_known_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "_CHUNK", 4)
+    shard(tmp_path / "s.tar", {f"{i}.png": bytes(i) for i in range(10)})
+    found = list_images(tmp_path / "s.tar")
+    pairs = [(f"s.tar/{i}.png", i) for i in range(10)]
+    assert found.digest() == digest_of(pairs)
+    assert found.part(3, 9).digest() == digest_of(pairs[3:9])
+    (tmp_path / "list.csv").write_text("path\na.png\nb/c.png\nmemory://d.png\n")
+    # A file of three bytes, none, and a URI, which is not asked.
+    (tmp_path / "a.png").write_bytes(b"abc")
+    assert list_images(tmp_path / "list.csv").digest() == digest_of(
+        [("a.png", 3), ("b/c.png", -1), ("memory://d.png", -1)]
+    )
+
+
+def behind_2_gib(folder: Path, names: list[bytes]) -> ImageIds:
+    """Ids as they lie at the end of a list of 100 million: their offsets are beyond 32 bits."""
+    with (folder / "text").open("wb") as file:  # sparse
+        file.seek(2**31)
+        file.write(b"".join(names))
+    text = pa.memory_map(str(folder / "text")).read_buffer()
+    offsets = 2**31 + np.cumsum([0, *map(len, names)])
+    buffers = [None, pa.py_buffer(offsets.astype(np.int64)), text]
+    return ImageIds(pa.Array.from_buffers(pa.large_string(), len(names), buffers))
+
+
+def test_ids_behind_2_gib_of_others(tmp_path: Path) -> None:
+    ids = behind_2_gib(tmp_path, [b"a.png", b"b/c.png"])
+    assert ids == ["a.png", "b/c.png"]
+    assert pa.array(ids, pa.string()).to_pylist() == ["a.png", "b/c.png"]
+    rows = pa.record_batch({"image_id": ids.array, "size": pa.array([5, 6])})
+    found = replace(list_images(grow(tmp_path, "x.png") / "x.png"), rows=rows)
+    assert found.digest() == digest_of([("a.png", 5), ("b/c.png", 6)])
 
 
 def test_reading_keeps_to_the_size_limit(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ lies in the columns of an Arrow record batch, and a path is made when it is aske
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +24,8 @@ from cxr_fast.archive.sources.remote import is_uri, store_of
 from cxr_fast.archive.sources.store import Store, refuse_large
 
 _CHUNK = 65536
+# Files that one thread asks for their sizes, one after the other.
+_ASKED = 1024
 
 
 class ImageIds(Sequence[str]):
@@ -60,7 +65,10 @@ class ImageIds(Sequence[str]):
         return f"ImageIds([{few}{', ...' if len(self) > 3 else ''}], {len(self)} in all)"
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
-        return self.array if type is None else self.array.cast(type)
+        if type is None:
+            return self.array
+        # Copied first: Arrow refuses to make a few ids strings that lie behind 2 GiB of others.
+        return pa.concat_arrays([self.array]).cast(type)
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,27 @@ class ImageList(ABC):
         """
 
     @abstractmethod
+    def sizes(self, first: int, last: int) -> pa.Int64Array:
+        """Return the bytes of the images at positions [first, last); -1 where they are not known."""
+
     def size(self, index: int) -> int:
         """Return the bytes of image ``index``; -1 if they are not known."""
+        return int(self.sizes(index, index + 1)[0].as_py())
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all ids and sizes, in order: what a run knows its images by.
+
+        It is that of id, NUL, size, NUL for each image, in UTF-8.
+        """
+        digest = hashlib.sha256()
+        for first in range(0, len(self), _CHUNK):
+            last = min(first + _CHUNK, len(self))
+            ids = self.rows.column("image_id").slice(first, last - first)
+            sizes = self.sizes(first, last).cast(pa.large_string())
+            end = pa.scalar("", pa.large_string())
+            joined = pc.binary_join_element_wise(ids, sizes, end, pa.scalar("\0", pa.large_string()))
+            digest.update(_text_of(joined))
+        return digest.hexdigest()
 
     def part(self, first: int, last: int) -> Self:
         """Return the images at positions [first, last) as a list of their own."""
@@ -126,12 +153,19 @@ class FileList(ImageList):
         store, path = self._place(index)
         return store.read(path, self._known_size(index))
 
-    def size(self, index: int) -> int:
-        """See ``ImageList``. This machine's files are asked for it, others are not."""
-        if (size := self._known_size(index)) >= 0:
-            return size
-        store, path = self._place(index)
-        return store.size(path)
+    def sizes(self, first: int, last: int) -> pa.Int64Array:
+        """See ``ImageList``. This machine's files are asked for theirs, others are not."""
+        if "size" in self.rows.schema.names:
+            return self.rows.column("size").slice(first, last - first)
+        asked = range(first, last, _ASKED)
+        # Side by side, because each waits for an answer where files lie behind a network.
+        with ThreadPoolExecutor(self.store.threads) as pool:
+            found = pool.map(lambda start: self._asked(start, min(start + _ASKED, last)), asked)
+            return pa.array([size for sizes in found for size in sizes], pa.int64())
+
+    def _asked(self, first: int, last: int) -> list[int]:
+        places = map(self._place_of, self.image_ids[first:last])
+        return [store.size(path) for store, path in places]
 
     def path(self, index: int) -> str:
         """Return the absolute path of image ``index``, or its URI."""
@@ -144,7 +178,10 @@ class FileList(ImageList):
         return [self.path(index) for index in range(len(self))]
 
     def _place(self, index: int) -> tuple[Store, str]:
-        name = file_name(self.image_ids[index])
+        return self._place_of(self.image_ids[index])
+
+    def _place_of(self, image_id: str) -> tuple[Store, str]:
+        name = file_name(image_id)
         return store_of(name) if is_uri(name) else (self.store, self.store.join(self.root, name))
 
     def _known_size(self, index: int) -> int:
@@ -178,9 +215,9 @@ class TarList(ImageList):
             raise UnreadableImage("the tar became shorter since it was listed")
         return data
 
-    def size(self, index: int) -> int:
+    def sizes(self, first: int, last: int) -> pa.Int64Array:
         """See ``ImageList``."""
-        return int(self.rows.column("size")[index].as_py())
+        return self.rows.column("size").slice(first, last - first)
 
     def part(self, first: int, last: int) -> Self:
         """See ``ImageList``: with no more tars than it needs."""
@@ -200,3 +237,10 @@ class TarList(ImageList):
         batch = pa.record_batch({**columns, "size": rows.column("size")})
         reasons = tuple(self.reasons[-1 - code] for code in broken)
         return replace(self, rows=batch, tars=self.tars[ends["min"] : ends["max"] + 1], reasons=reasons)
+
+
+def _text_of(array: pa.LargeStringArray) -> memoryview:
+    """The text of all of an array's entries, one behind the other, without a copy."""
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int64)[[array.offset, array.offset + len(array)]]
+    return memoryview(data)[ends[0] : ends[1]]

@@ -51,6 +51,8 @@ def image_id_of(name: str) -> str:
 
 def file_name(image_id: str) -> str:
     """Undo :func:`image_id_of`: return the name to open."""
+    if "\\" not in image_id and image_id.isascii():
+        return image_id
     raw = image_id.encode("utf-8")
     return os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape.group(1), 16)]), raw))
 
