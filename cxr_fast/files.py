@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
+import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,42 +84,55 @@ def require_writable(out: Path) -> None:
         raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
 
 
+def take_lock(folder: Path) -> int:
+    """Lock a folder against other processes until the descriptor is closed; a kill lets it go, too.
+
+    Raises RuntimeError, which names the holder, if a live process has it. Where the file system knows
+    no locks there is none, and a warning: of two processes each would do the other's work again.
+    """
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
+        os.close(lock)
+        raise RuntimeError(
+            f"{folder} is in use by another run ({owner}); wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            os.close(lock)
+            raise
+        warnings.warn(f"the file system of {folder} has no locks: start one run only", stacklevel=3)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return lock
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes while the block runs; a kill lets it go.
-
-    Raises RuntimeError if a live process holds it. Where the file system knows no locks, nothing is
-    held.
-    """
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold a folder while the block runs; see ``take_lock``."""
+    lock = take_lock(folder)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"{folder} is in use by another process; wait for it, or name another folder"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS_HERE:
-                raise
         yield
     finally:
         os.close(lock)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as ``name: old -> new``; nested mappings by dotted names."""
+    """Settings that differ, as ``name: old -> new`` in JSON; nested ones by dotted names."""
     before, after = dict(_flat(old)), dict(_flat(new))
     return [
-        f"{name}: {before.get(name, 'absent')!r} -> {after.get(name, 'absent')!r}"
-        for name in sorted({**before, **after})
-        if before.get(name, "absent") != after.get(name, "absent")
+        f"{name}: {before.get(name, '(absent)')} -> {after.get(name, '(absent)')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
     ]
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """List nested settings as pairs of a dotted name and the value's JSON."""
+    if isinstance(value, Mapping) and (value or not name):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
-        yield name, list(value) if isinstance(value, tuple) else value
+        yield name, json.dumps(value, ensure_ascii=False)

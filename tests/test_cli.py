@@ -214,7 +214,7 @@ def test_other_settings_in_the_same_folder(archive: Path, model: Path, tmp_path:
     before = read_findings(out)
     result = run("mine", archive / "images", "--model", model, "--out", out, "--min-probability", 0.5)
     assert result.exit_code == 1
-    assert "min_probability 0.0 -> 0.5" in result.output
+    assert "min_probability: 0.0 -> 0.5" in result.output
     assert before.equals(read_findings(out))
 
 

@@ -276,14 +276,14 @@ def test_a_folder_with_another_training_is_refused_with_the_difference(
     with pytest.raises(ValueError, match=r"settings\.learning_rate: 0\.003 -> 0\.004"):
         train_base(DATA, card(), replace(SETTINGS, learning_rate=0.004), folder)
     for changed, named in (
-        (replace(card(), standardise=True), r"network\.standardise: False -> True"),
+        (replace(card(), standardise=True), r"network\.standardise: false -> true"),
         (replace(card(), class_names=("right", "left")), r"network\.class_names"),
         (card("deconv"), r"network\.architecture\.msa"),
     ):
         with pytest.raises(ValueError, match=named):
             train_base(DATA, changed, SETTINGS, folder)
     wide = training.open_fabric("bfloat16")
-    with pytest.raises(ValueError, match="precision: '32-true' -> 'bf16-mixed'"):
+    with pytest.raises(ValueError, match='precision: "32-true" -> "bf16-mixed"'):
         train_base(DATA, card(), replace(SETTINGS, precision="auto"), folder, fabric=wide)
     with pytest.raises(ValueError, match="ask for precision float32, but the fabric has bf16-mixed"):
         train_base(DATA, card(), SETTINGS, folder, fabric=wide)

@@ -18,14 +18,10 @@ run's settings in its metadata, so that a copy of it still says where it came fr
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,14 +36,13 @@ from cxr_fast.archive.schemas import (
     findings_table,
     maps_table,
 )
-from cxr_fast.files import replacing, sync_folder
+from cxr_fast.files import differences, replacing, sync_folder, take_lock
 
 _FORMAT = "cxr_fast mining run, version 1"
 _METADATA_KEY = b"cxr_fast"
 _ROW_GROUP = 2**20  # rows, of images.parquet
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
-_NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class RunFolderError(RuntimeError):
@@ -147,9 +142,9 @@ def open_run(out: str | Path, settings: Mapping[str, Any]) -> RunFolder:
         # Looked at twice: before the lock file is made, so that a folder that is not ours stays as
         # it is, and under the lock, so that no other process changes it in between.
         _refuse_other(path, wanted)
-        lock = _take_lock(path)
-    except RunFolderError:
-        raise
+        lock = take_lock(path)
+    except RuntimeError as error:
+        raise RunFolderError(str(error)) from error
     except FileExistsError as error:
         raise RunFolderError(f"{path} is a file, not a folder") from error
     except OSError as error:
@@ -302,12 +297,7 @@ def _refuse_other(path: Path, wanted: dict[str, Any]) -> bool:
                 " that is new or empty"
             )
         return False
-    old, new = dict(_flat(found)), dict(_flat(wanted))
-    differing = [
-        f"{key} {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    differing = differences(found, wanted)
     if differing:
         raise RunFolderError(
             f"{path} holds a run with other settings: {'; '.join(differing)}. Choose another"
@@ -339,37 +329,6 @@ def _metadata(settings: Mapping[str, Any]) -> dict[bytes, bytes]:
     """The settings, as each Parquet file carries them."""
     # Sorted and without whitespace to choose: the same settings are the same bytes.
     return {_METADATA_KEY: json.dumps(_document(settings), sort_keys=True).encode("ascii")}
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """List nested settings as pairs of a dotted key and the value's JSON."""
-    if isinstance(value, dict) and (value or not key):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, json.dumps(value, ensure_ascii=False)
-
-
-def _take_lock(path: Path) -> int:
-    """Lock the folder; the system lets go of the descriptor's lock when the process dies."""
-    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
-        os.close(lock)
-        message = f"{path} is in use by another run ({owner}); wait for it, or choose another folder"
-        raise RunFolderError(message) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            os.close(lock)
-            raise
-        # Some cluster file systems have no locks. Two runs would do the work twice, but each part
-        # is still whole, and the same settings write the same rows.
-        warnings.warn(f"the file system of {path} has no locks: start one run only", stacklevel=3)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return lock
 
 
 def _prepare(path: Path) -> None:

@@ -213,10 +213,10 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError) as caught:
         open_run(tmp_path, other)
     message = str(caught.value)
-    assert "batch_size 16 -> 32; " in message
-    assert "mining.thresholds [0.25, 0.75] -> [0.5]; " in message
-    assert 'model "demo" -> (absent); ' in message
-    assert "new (absent) -> null." in message
+    assert "batch_size: 16 -> 32; " in message
+    assert "mining.thresholds: [0.25, 0.75] -> [0.5]; " in message
+    assert 'model: "demo" -> (absent); ' in message
+    assert "new: (absent) -> null." in message
     assert "steps" not in message
     assert (tmp_path / "run.json").read_bytes() == before
     open_run(tmp_path, SETTINGS).close()  # the refusal did not keep the lock
