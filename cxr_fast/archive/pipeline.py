@@ -120,6 +120,7 @@ def run_settings(
         "mining": asdict(miner.settings),
         "precision": str(miner.dtype).removeprefix("torch."),
         "device": miner.device.type,
+        "convolutions": miner.model.convolutions,
         "batch_size": options.batch_size,
         "shard_size": options.shard_size,
         "classes": classes,
