@@ -8,6 +8,9 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "core/kernels.hpp"
 #include "thread_pool.hpp"
@@ -269,6 +272,15 @@ py::array png_unfilter(const py::buffer& filtered, py::ssize_t height, py::ssize
   return result;
 }
 
+// By itself glibc gives pages back after every picture, and the system clears them again for the next.
+bool keep_freed_memory() {
+#ifdef __GLIBC__
+  return mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1 && mallopt(M_TRIM_THRESHOLD, 256 << 20) == 1;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_numpy_ops, m) {
@@ -289,4 +301,5 @@ PYBIND11_MODULE(_numpy_ops, m) {
   m.def("label_components", &label_components);
   m.def("resize", &resize);
   m.def("png_unfilter", &png_unfilter);
+  m.def("keep_freed_memory", &keep_freed_memory);
 }

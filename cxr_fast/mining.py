@@ -20,7 +20,15 @@ from torch import Tensor
 
 from cxr_fast import ops, runtime
 from cxr_fast.config import MiningSettings
-from cxr_fast.models import FoldedClassifier, ModelCard, fold, load_checkpoint, normalise
+from cxr_fast.models import (
+    FoldedClassifier,
+    ModelCard,
+    can_pack,
+    fold,
+    load_checkpoint,
+    normalise,
+    pack,
+)
 from cxr_fast.rows import MinedBatch, Network
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -53,7 +61,7 @@ class Miner:
             self.settings,
             str(self.dtype).removeprefix("torch."),
             self.device.type,
-            {"torch": torch.__version__},
+            {"torch": torch.__version__, "convolutions": self.model.convolutions},
         )
 
     @property
@@ -222,13 +230,18 @@ def load_miners(
     precision: Precision,
     devices: Sequence[torch.device],
 ) -> tuple[Miner, ...]:
-    """Load a model once for each device; raises what ``load_miner`` does."""
+    """Load a model once for each device; raises what ``load_miner`` does.
+
+    On a processor its convolutions are packed where torch can run them so.
+    """
     classifier, card = load_checkpoint(model_path(model))
     dtype = resolve_precision(precision, devices[0])
     miners = []
     for device in devices:
         folded = fold(classifier).to(device, dtype)
         folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+        if device.type == "cpu" and can_pack(dtype):
+            folded = pack(folded, card.input_size)
         miners.append(Miner(folded, card, settings or card.mining, device, dtype))
     return tuple(miners)
 

@@ -19,8 +19,8 @@ from cxr_fast.runtime import MiningResult
 class Network(NamedTuple):
     """What decides the rows of an image, besides its pixels and the weights.
 
-    ``input_size`` is the side of the square that images are stretched to; ``versions`` are those of the
-    libraries that compute.
+    ``input_size`` is the side of the square that images are stretched to; ``libraries`` are what
+    computes, and of which version.
     """
 
     class_names: tuple[str, ...]
@@ -28,7 +28,7 @@ class Network(NamedTuple):
     settings: MiningSettings
     precision: str
     device: str
-    versions: Mapping[str, str]
+    libraries: Mapping[str, str]
 
 
 class MinedBatch(NamedTuple):

@@ -22,16 +22,16 @@ from typing import Any, Literal, NamedTuple, cast
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray import ObjectRef
 
-from cxr_fast import __version__
+from cxr_fast import __version__, _numpy_ops
 from cxr_fast.archive.batches import RunOptions, positions_of
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture
 from cxr_fast.archive.pipeline import LocalEngine
 from cxr_fast.archive.shard_rows import ShardRows
 from cxr_fast.archive.stages import Stages
-from cxr_fast.mining import Precision, load_miners, model_path, resolve_precision
+from cxr_fast.files import differences
+from cxr_fast.mining import Miner, Precision, load_miner, model_path
 from cxr_fast.rows import Network
 
 # A lost network or a full disk on one node is tried again elsewhere; so many shards in succession
@@ -47,7 +47,7 @@ class _Plan(NamedTuple):
     model: bytes
     network: Network
     threads: int
-    versions: tuple[str, str]
+    version: str
 
 
 class _Task(NamedTuple):
@@ -126,8 +126,7 @@ class RayEngine:
     def _results(
         self, images: ImageList, options: RunOptions, shards: Sequence[int]
     ) -> Iterator[tuple[int, _Done]]:
-        versions = (__version__, torch.__version__)
-        plan = _Plan(self.model, self.network, self.threads, versions)
+        plan = _Plan(self.model, self.network, self.threads, __version__)
         tasks: list[Any] = [_put_task(images, options, shard) for shard in shards]
         pool = ray.data.ActorPoolStrategy(
             min_size=1,
@@ -156,6 +155,7 @@ class _Worker:
     """An actor: the model on one device, and a shard at a time."""
 
     def __init__(self, plan: _Plan) -> None:
+        _numpy_ops.keep_freed_memory()  # see the command mine
         # Ray would start an actor that cannot begin again and again, and print its trace each time.
         self._failure: Exception | None = None
         try:
@@ -164,20 +164,21 @@ class _Worker:
             self._failure = error
 
     def _begin(self, plan: _Plan) -> None:
-        network = plan.network
-        here = (__version__, torch.__version__)
-        if here != plan.versions:
-            raise ValueError(
-                f"the node {_node()} has cxr_fast {here[0]} with torch {here[1]}, but the run is of "
-                f"{plan.versions[0]} with {plan.versions[1]}; install the same on every node"
+        miner = _miner(plan.model, cast(Precision, plan.network.precision), plan.network.device)
+        here, there = (
+            {"cxr_fast": version, "precision": network.precision, **network.libraries}
+            for version, network in (
+                (__version__, miner.network),
+                (plan.version, plan.network),
             )
-        precision: Any = network.precision
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-            file.write(plan.model)
-            file.flush()
-            device = torch.device(network.device)
-            miners = load_miners(file.name, network.settings, precision, [device])
-        self._engine = LocalEngine(miners, plan.threads)
+        )
+        if here != there:
+            raise ValueError(
+                f"the node {_node()} would give other rows than the node that was asked first "
+                f"({'; '.join(differences(there, here))}); install the same on every node, and take "
+                "nodes of one kind"
+            )
+        self._engine = LocalEngine([miner], plan.threads)
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         done = [pickle.dumps(self._mine(pickle.loads(task))) for task in tasks["task"].to_pylist()]
@@ -219,18 +220,19 @@ def ray_engine(
             device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
         gpus = int(device == "cuda")
         threads = threads or _share(gpus)
-        (miner,) = load_miners(model, None, "float32", [torch.device("cpu")])
-        ask = ray.remote(num_cpus=threads, num_gpus=gpus)(_precision)
+        content = model_path(model).read_bytes()
+        ask = ray.remote(num_cpus=threads, num_gpus=gpus)(_network)
         try:
-            resolved = ray.get(ask.remote(precision, device), timeout=_patience(threads, gpus))
+            network = ray.get(ask.remote(content, precision, device), timeout=_patience(threads, gpus))
         except ray.exceptions.GetTimeoutError as error:
             raise ValueError(
                 f"the Ray cluster has no node with {threads} processors free"
                 + (" and a GPU" if gpus else "")
                 + ", which is what a worker takes; see --threads and --device"
             ) from error
-        network = miner.network._replace(precision=resolved, device=device)
-        yield RayEngine(network, model_path(model).read_bytes(), threads)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        yield RayEngine(network, content, threads)
     finally:
         if begun_here:
             ray.shutdown()
@@ -281,8 +283,15 @@ def _share(gpus: int) -> int:
     return min(shares)
 
 
-def _precision(precision: Precision, device: str) -> str:
-    return str(resolve_precision(precision, torch.device(device))).removeprefix("torch.")
+def _network(model: bytes, precision: Precision, device: str) -> Network:
+    return _miner(model, precision, device).network
+
+
+def _miner(model: bytes, precision: Precision, device: str) -> Miner:
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(model)
+        file.flush()
+        return load_miner(file.name, precision=precision, device=device)
 
 
 def _put_task(images: ImageList, options: RunOptions, shard: int) -> ObjectRef[pa.Table]:

@@ -96,7 +96,7 @@ def run_settings(
         "heatmaps": options.heatmaps,
         "keep_tags": list(options.keep_tags),
         "cxr_fast": __version__,
-        **network.versions,
+        **network.libraries,
     }
 
 

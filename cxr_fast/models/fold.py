@@ -58,6 +58,9 @@ class FoldedClassifier(nn.Module):
     are cast to its precision, CAMs stay float32 (float64 for a float64 network).
     """
 
+    # Whose convolutions they are: others round otherwise.
+    convolutions = "torch"
+
     def __init__(self, trunk: ResNet, weights: _CamWeights) -> None:
         super().__init__()
         self.trunk = trunk
@@ -84,7 +87,7 @@ class FoldedClassifier(nn.Module):
         images [N, 1 or 3, S, S], any floating point type. Shapes and errors: ``ResNet.stages``.
         """
         if images.is_floating_point():
-            images = images.to(self.trunk.conv1.weight.dtype)
+            images = images.to(self.trunk.dtype)
         return self.trunk.stages(images)
 
     def cam_from_taps(self, x_k: Tensor, x_k_minus_1: Tensor) -> Tensor:

@@ -102,6 +102,11 @@ class ResNet(nn.Module):
             self.last_channels = architecture.neck
         initialise(self)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the convolutions compute in."""
+        return self.conv1.weight.dtype
+
     def stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N, 1 or 3, S, S] -> (X_k, X_{k-1}): the outputs of the last stage and the one before.
 
