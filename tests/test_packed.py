@@ -173,6 +173,36 @@ def test_images_pass_a_few_at_a_time_and_do_not_see_each_other() -> None:
     assert relative(network(images[:3]), cam[:3]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, marks=needs_float32),
+        pytest.param(torch.bfloat16, marks=needs_bfloat16),
+    ],
+)
+@pytest.mark.parametrize("architecture", CASES, ids=str)
+def test_what_overflows_is_not_finite(dtype: torch.dtype, architecture: Architecture) -> None:
+    """Where torch's convolutions give NaN or infinity, an image has no finite map left."""
+    names = [n for n, _ in fold(trained(architecture)).trunk.named_modules() if n.endswith("conv2")]
+    for name in ("", "conv1", names[0], names[-1], names[-1].replace("conv2", "conv1")):
+        network = folded_in(dtype, architecture)
+        images = pictures(architecture, 2, 64, 64)
+        if name:
+            # Finite weights, infinite products, of both signs.
+            conv = network.trunk.get_submodule(name)
+            assert isinstance(conv, torch.nn.Conv2d)
+            conv.weight.data.sign_().mul_(3e38)
+            images *= 100
+        else:
+            images[0, :, 20, 20] = torch.nan
+        eager = network(images).isfinite().flatten(2).all(2).all(1)
+        cam = pack(network, 64)(images)
+        got = cam.isfinite().flatten(2).all(2).any(1)
+        assert not (got & ~eager).any()
+        if not name:
+            assert got.tolist() == [False, True]
+
+
 @needs_float32
 def test_packed_network_stays_where_it_is() -> None:
     network = pack(folded_in(torch.float32, ARCHITECTURES[0]), 64)

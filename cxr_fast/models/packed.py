@@ -5,6 +5,11 @@ adds shortcuts and cuts below zero in passes of their own over memory. Here the 
 into that order once, and each convolution adds and cuts before it writes. The operators are those
 that torch.compile calls for frozen weights; they come with torch.
 
+oneDNN's ReLU makes 0 of NaN, where torch's keeps it, and what overflows must not end as a finding. So
+inside a block it is a leaky one, which keeps NaN and whose slope is nothing in any sum. At the end of a
+block, where torch offers the plain one alone, no NaN can arise: an image is given up (its CAMs are NaN)
+unless both parts of that sum are far below the largest number.
+
 Images pass through a few at a time, so that a layer reads what the last one wrote from the cache, and
 into memory that was used before: a fresh page costs more than the arithmetic on it.
 """
@@ -25,6 +30,10 @@ from cxr_fast.models.resnet import ResNet
 
 # The maps that the first convolution writes for the images that pass together: the largest of all.
 _BYTES_TOGETHER = 8 * 2**20
+
+# The slope of a ReLU below zero, and the bound of what may come into the last sum of a block.
+_SLOPE = 1e-30
+_LARGEST = 1e37
 
 # The operators' arguments as they are passed here. They are torch's own affair: of another torch that
 # changed them nothing is taken.
@@ -132,16 +141,21 @@ class _Convolution:
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
             conv.weight.detach(), *self._geometry, input_shape
         )
+        self._largest = float(conv.weight.detach().abs().max())
 
     def plain(self, x: Tensor) -> Tensor:
-        return self._run(x, "none")
+        return self._run(x, "none", [])
 
     def relu(self, x: Tensor) -> Tensor:
-        return self._run(x, "relu")
+        return self._run(x, "leaky_relu", [_SLOPE])
 
-    def _run(self, x: Tensor, attr: str) -> Tensor:
+    def _run(self, x: Tensor, attr: str, scalars: list[float]) -> Tensor:
         run = torch.ops.mkldnn._convolution_pointwise.default
-        return cast(Tensor, run(x, self._weight, self._bias, *self._geometry, attr, [], ""))
+        return cast(Tensor, run(x, self._weight, self._bias, *self._geometry, attr, scalars, ""))
+
+    def bound(self, x: Tensor) -> Tensor:
+        """[N], at least all that the convolution gives for x >= 0, apart from its bias; or NaN."""
+        return x.sum((1, 2, 3)) * self._largest
 
     def add_relu(self, x: Tensor, shortcut: Tensor, into_shortcut: bool) -> Tensor:
         """Give relu(conv(x) + shortcut), rounded once; ``into_shortcut`` writes it over that."""
@@ -160,10 +174,15 @@ class _PackedBlock:
         self._shortcut = convolutions.get(f"{name}.downsample.0")
         self._into_shortcut = self._shortcut is not None or not spares_input
 
-    def __call__(self, x: Tensor) -> Tensor:
-        shortcut = x if self._shortcut is None else self._shortcut.plain(x)
+    def __call__(self, x: Tensor, bounds: list[Tensor]) -> Tensor:
+        """Add to ``bounds`` [N] what both parts of the sum are bounded by."""
+        shortcut = x
+        if self._shortcut is not None:
+            bounds.append(self._shortcut.bound(x))
+            shortcut = self._shortcut.plain(x)
         for convolution in self._convolutions:
             x = convolution.relu(x)
+        bounds.append(self._last.bound(x))
         return self._last.add_relu(x, shortcut, self._into_shortcut)
 
 
@@ -201,13 +220,17 @@ class _PackedTrunk(ResNet):
         x = self._stem.relu(images.contiguous(memory_format=torch.channels_last))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         *layers, last_layer = self._layers
+        bounds: list[Tensor] = []
         for layer in layers:
             for block in layer:
-                x = block(x)
+                x = block(x, bounds)
         last = x
         for block in last_layer:
-            last = block(last)
-        return last if self._neck is None else self._neck.relu(last), x
+            last = block(last, bounds)
+        if self._neck is not None:
+            last = self._neck.relu(last)
+        last[~(torch.stack(bounds) < _LARGEST).all(0)] = torch.nan
+        return last, x
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         raise TypeError(
