@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from cxr_fast import _numpy_ops
 from cxr_fast.archive.images import list_images
 from cxr_fast.archive.stages import Stages
 from cxr_fast.benchmarks.bench_pipeline import whole_run
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--count", type=int, default=5000)
     arguments = parser.parse_args()
+    _numpy_ops.keep_freed_memory()  # as the command does
     miner = load_miner(arguments.model)
     images = list_images(arguments.images)
     with tempfile.TemporaryDirectory() as folder:
