@@ -281,6 +281,15 @@ bool keep_freed_memory() {
 #endif
 }
 
+// Kept pages pile up between blocks in use over days; those of a moment are soon fetched again.
+bool give_back_memory() {
+#ifdef __GLIBC__
+  return malloc_trim(0) == 1;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_numpy_ops, m) {
@@ -302,4 +311,5 @@ PYBIND11_MODULE(_numpy_ops, m) {
   m.def("resize", &resize);
   m.def("png_unfilter", &png_unfilter);
   m.def("keep_freed_memory", &keep_freed_memory);
+  m.def("give_back_memory", &give_back_memory, py::call_guard<py::gil_scoped_release>());
 }

@@ -80,6 +80,8 @@ def require_writable(out: Path) -> None:
         parent = parent.parent
     if parent == out and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file; name another")
+    if not parent.is_dir():
+        raise ValueError(f"--out must be a folder, but {parent} is a file; name another")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
 

@@ -295,6 +295,8 @@ def resolve_devices(device: str) -> list[torch.device]:
         raise ValueError(
             f"device must be auto, cpu or cuda, or GPUs such as cuda:0,cuda:1, but is {device!r}"
         ) from error
+    if any(one.type not in ("cpu", "cuda") for one in chosen):
+        raise ValueError(f"device must be cpu or cuda, or several GPUs, but is {device!r}")
     if any(one.type == "cuda" for one in chosen) and not gpus:
         raise ValueError("device cuda was asked for, but torch finds none here; use --device cpu")
     if chosen == [torch.device("cuda")]:

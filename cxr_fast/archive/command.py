@@ -35,6 +35,7 @@ from cxr_fast.archive.overlays import (
 )
 from cxr_fast.archive.pipeline import LocalEngine
 from cxr_fast.archive.run import Engine, Progress, RunReport, mine_archive, run_settings
+from cxr_fast.archive.sources import FileList
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
 from cxr_fast.mining import (
@@ -174,7 +175,8 @@ def prepare(
         class_names = workers.network.class_names
         listed = list_images(images)
         root = Path(listed.root).resolve()
-        if Path(images).is_dir() and root in (out.resolve(), *out.resolve().parents):
+        beside = Path(images).is_file() or not isinstance(listed, FileList)  # a list, or tars
+        if not beside and root in (out.resolve(), *out.resolve().parents):
             raise ValueError(
                 f"--out {out} lies inside the images' folder {images}, so that the run's pictures "
                 "would be mined next time; choose a folder outside"

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from cxr_fast import _numpy_ops
 from cxr_fast.archive.batches import (
     Batch,
     Readings,
@@ -32,7 +33,8 @@ from cxr_fast.archive.shard_rows import Outcome, ShardRows, shard_rows
 from cxr_fast.archive.stages import Stages
 from cxr_fast.rows import BatchMiner, MinedBatch, Network, findings_of, maps_of
 
-_NOT_FINITE = "the network's output is not finite; try --precision float32"
+# The reason of an image whose CAMs overflowed.
+NOT_FINITE = "the network's output is not finite; try --precision float32"
 
 Inspect = Callable[[Readings, MinedBatch], None]
 
@@ -98,7 +100,7 @@ class LocalEngine:
                 maps = maps_of(mined, readings.sizes, len(names), wanted)
                 # An image whose CAMs overflowed has no rows, but an error.
                 finite = zip(names, mined.finite.tolist(), strict=False)  # padding has no name
-                broken = tuple((name, _NOT_FINITE) for name, is_finite in finite if not is_finite)
+                broken = tuple((name, NOT_FINITE) for name, is_finite in finite if not is_finite)
             if self.inspect:
                 self.inspect(readings, mined)
             errors = readings.errors + broken
@@ -134,6 +136,8 @@ class LocalEngine:
                     with stages.timed("write"):
                         rows = shard_rows(waiting, self.network.class_names, options.keep_tags)
                     waiting = []
+                    # What is in use stays the same, but freed pages pile up: seen over 20,000 images.
+                    _numpy_ops.give_back_memory()
                     yield batch.shard, rows
 
 

@@ -8,11 +8,14 @@ wait, and does again what a lost node had in hand. Rows come back to this proces
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import socket
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +30,7 @@ from ray import ObjectRef
 from cxr_fast import __version__, _numpy_ops
 from cxr_fast.archive.batches import RunOptions, positions_of
 from cxr_fast.archive.images import ImageList, UnreadableImage, read_picture
-from cxr_fast.archive.pipeline import LocalEngine
+from cxr_fast.archive.pipeline import NOT_FINITE, LocalEngine
 from cxr_fast.archive.shard_rows import ShardRows
 from cxr_fast.archive.stages import Stages
 from cxr_fast.files import differences
@@ -36,7 +39,10 @@ from cxr_fast.rows import Network
 
 # A lost network or a full disk on one node is tried again elsewhere; so many shards in succession
 # are no node's bad day.
+_ATTEMPTS = 3
 _MOST_FAILURES = 8
+# Seconds for a cluster to start a node, or to have one free.
+_PATIENCE = 1800.0
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -77,7 +83,7 @@ class RayEngine:
     @property
     def where(self) -> str:
         """See ``Engine``."""
-        nodes = sum(node["Alive"] for node in ray.nodes())
+        nodes = len(_nodes())
         device = "a GPU and " if self._gpus else ""
         return f"Ray ({nodes} nodes now; a worker has {device}{self.threads} processors)"
 
@@ -99,28 +105,30 @@ class RayEngine:
     ) -> Generator[tuple[int, ShardRows], None, None]:
         """See ``Engine``; in the order in which they are done.
 
-        Raises what a worker raised: at once where it could not begin, for an OSError only after other
-        shards were tried in vain, too.
+        Raises what a worker raised: at once where it could not begin, for an OSError only after the
+        shard was tried again behind the others, or many in succession were tried in vain.
         """
         left = list(shards)
+        attempts: Counter[int] = Counter()
+        in_succession = 0
         while left:
             failed: list[int] = []
-            in_succession = 0
             for shard, done in self._results(images, options, left):
                 stages.merge(done.worker, done.seconds)
-                if done.rows is None:
-                    assert done.failure is not None
-                    failed.append(shard)
-                    in_succession += 1
-                    last_chance = len(failed) == len(left) or in_succession == _MOST_FAILURES
-                    if last_chance or not isinstance(done.failure, OSError):
-                        raise done.failure
-                    continue
-                in_succession = 0
                 positions = positions_of(shard, images, options)
-                _refuse_blind(images, positions, done)
-                count(len(positions))
-                yield shard, done.rows
+                failure = done.failure or _blind(images, positions, options, done)
+                if failure is None:
+                    assert done.rows is not None
+                    in_succession = 0
+                    count(len(positions))
+                    yield shard, done.rows
+                    continue
+                failed.append(shard)
+                attempts[shard] += 1
+                in_succession += 1
+                tried_enough = attempts[shard] == _ATTEMPTS or in_succession == _MOST_FAILURES
+                if tried_enough or not isinstance(failure, OSError):
+                    raise failure
             left = failed
 
     def _results(
@@ -215,7 +223,11 @@ def ray_engine(
     begun_here = not ray.is_initialized()
     if begun_here:
         _connect()
-    try:
+    # Ray prints what happens to nodes and workers, but where the report is to be.
+    with contextlib.ExitStack() as up:
+        up.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if begun_here:
+            up.callback(ray.shutdown)
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
         gpus = int(device == "cuda")
@@ -233,9 +245,6 @@ def ray_engine(
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         yield RayEngine(network, content, threads)
-    finally:
-        if begun_here:
-            ray.shutdown()
 
 
 def _connect() -> None:
@@ -245,31 +254,43 @@ def _connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Not Ray's own default, which takes whatever cluster was last begun here, even one that is gone.
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     try:
         host, _, port = address.rpartition(":")
         if port.isdigit() and "/" not in host:
             # Ray would try for a quarter of an hour.
-            socket.create_connection((host, int(port)), timeout=20).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"no Ray cluster answers at {address} ({error}); start one (`ray start --head`), or unset "
-            "RAY_ADDRESS to use this machine alone"
+            f"no Ray cluster answers at {address} ({error}); start one (`ray start --head`), for one "
+            "that asks for tokens set RAY_AUTH_MODE=token, or unset RAY_ADDRESS to use this machine "
+            "alone"
         ) from error
 
 
 def _patience(threads: int, gpus: int) -> float:
     """Seconds to wait for the first worker: nodes of a cluster may be busy, or still to be started."""
-    alone = len(ray.nodes()) == 1
-    there = ray.cluster_resources()
-    fits = there.get("CPU", 0) >= threads and there.get("GPU", 0) >= gpus
-    return 1800.0 if fits or not alone else 0.0
+    nodes = _nodes()
+    fits = any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= gpus for node in nodes)
+    if not fits and len(nodes) > 1:
+        logging.getLogger(__name__).warning(
+            "no node of the Ray cluster has %d processors%s; waiting up to %d minutes for one that has",
+            threads,
+            " and a GPU" if gpus else "",
+            _PATIENCE // 60,
+        )
+    return _PATIENCE if fits or len(nodes) > 1 else 0.0
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _share(gpus: int) -> int:
     """How many processors of the smallest node go to a worker, one worker a GPU or a node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     if gpus:
         shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
     else:
@@ -306,23 +327,29 @@ def _put_task(images: ImageList, options: RunOptions, shard: int) -> ObjectRef[p
     return ray.put(pa.table({"shard": [shard], "task": pa.array([task], pa.large_binary())}))
 
 
-def _refuse_blind(images: ImageList, positions: range, done: _Done) -> None:
-    """Raise where a node could read nothing of a shard that this machine reads.
+def _blind(images: ImageList, positions: range, options: RunOptions, done: _Done) -> OSError | None:
+    """What to say where a node could not read an image that this machine reads, or otherwise not.
 
-    A folder that is not mounted there would otherwise make an error of every image.
+    A folder that is not mounted there would otherwise make errors, for good, of good images.
     """
     assert done.rows is not None
-    if len(done.rows.errors) < len(positions):
-        return
-    image_id, reason = done.rows.errors[0]
-    try:
-        read_picture(images.read(positions.start))
-    except UnreadableImage:
-        return
-    raise ValueError(
-        f"the node {done.worker} could read no image of a shard ({image_id}: {reason}), but this "
-        f"machine can; every node needs the files of {images.root} under the same path"
-    )
+    errors = {name: reason for name, reason in done.rows.errors if reason != NOT_FINITE}
+    for position in positions if errors else ():
+        image_id = images.image_ids[position]
+        if image_id not in errors:
+            continue
+        try:
+            read_picture(images.read(position), keep_tags=options.keep_tags)
+            here = "can"
+        except UnreadableImage as error:
+            if error.reason == errors[image_id]:
+                continue
+            here = f"says: {error.reason}"
+        return OSError(
+            f"the node {done.worker} could not read {image_id} ({errors[image_id]}), but this machine "
+            f"{here}; every node needs the files of {images.root} under the same path"
+        )
+    return None
 
 
 def _node() -> str:

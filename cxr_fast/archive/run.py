@@ -137,6 +137,14 @@ def mine_archive(
     done = boxes = 0
     unreadable = run.count_errors()
 
+    def require_few_errors() -> None:
+        if max_errors is not None and unreadable > max_errors:
+            raise TooManyErrorsError(
+                f"{unreadable} images are unreadable, more than the {max_errors} that --max-errors "
+                f"allows; {run.path / 'errors'} has the reasons. Mend them, or allow more: the "
+                "same command goes on"
+            )
+
     def count(mined: int) -> None:
         nonlocal done
         done += mined
@@ -144,18 +152,14 @@ def mine_archive(
             progress(done, total, stages)
 
     stopped = False
+    require_few_errors()
     with contextlib.closing(engine.mine(images, options, todo, stages, count)) as mined:
         for position, (shard, rows) in enumerate(mined, 1):
             with stages.timed("write"):
                 run.write_shard(shard, rows.findings, rows.errors, rows.maps, rows.beside)
             boxes += rows.findings.num_rows
             unreadable += len(rows.errors)
-            if max_errors is not None and unreadable > max_errors:
-                raise TooManyErrorsError(
-                    f"{unreadable} images are unreadable, more than the {max_errors} that --max-errors "
-                    f"allows; {run.path / 'errors'} has the reasons. Mend them, or allow more: the "
-                    "same command goes on"
-                )
+            require_few_errors()
             if stop is not None and stop.is_set() and position < len(todo):
                 stopped = True
                 break

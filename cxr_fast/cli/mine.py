@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from rich.console import Console
 
 from cxr_fast.cli.options import progress_bar
 from cxr_fast.files import write_whole
+
+# Where nobody watches a bar, a log has a line now and then.
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 def _one_source(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> str:
@@ -117,33 +121,41 @@ def mine(
         precision, batch_size, shard_size, device, threads, max_errors, engine,
     )  # fmt: skip
     with prepared as job:
-        console.print(job.summary, highlight=False)
+        console.print(job.summary, highlight=False, soft_wrap=True)
         with progress_bar(console) as bar:
             task = bar.add_task("mining", total=None, note="")
 
-            def progress(done: int, total: int, stages: Any) -> None:
-                seconds = bar.tasks[0].elapsed or 1e-9
-                bar.update(
-                    task,
-                    completed=done,
-                    total=total,
-                    note=f"{done / seconds:.1f} images/s, limited by {stages.limit()}",
-                )
+            profiled: dict[str, Any] = {}
+            told = time.monotonic()
 
-            with _stop_on_sigterm() as stop:
-                report = job.run(progress, stop)
-    if profile:
-        document = json.dumps(report.stages.profile() | {"images": report.images}, indent=1)
-        write_whole(out / "profile.json", document.encode() + b"\n")
+            def progress(done: int, total: int, stages: Any) -> None:
+                nonlocal told
+                seconds = bar.tasks[0].elapsed or 1e-9
+                note = f"{done / seconds:.1f} images/s, limited by {stages.limit()}"
+                bar.update(task, completed=done, total=total, note=note)
+                profiled.update(stages.profile() if profile else {}, images=done)
+                if not console.is_terminal and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                    told = time.monotonic()
+                    console.print(f"{done} of {total} images, {note}", highlight=False, soft_wrap=True)
+
+            try:
+                with _stop_on_sigterm() as stop:
+                    report = job.run(progress, stop)
+            finally:
+                if profile and profiled:
+                    document = json.dumps(profiled, indent=1)
+                    write_whole(out / "profile.json", document.encode() + b"\n")
     if as_json:
         click.echo(json.dumps({**report._asdict(), "stages": report.stages.seconds}))
     else:
         rate = report.images / report.seconds if report.seconds else 0.0
-        click.echo(
+        done = (
             f"{report.images} images mined in {report.seconds:.1f} s ({rate:.1f} images/s, "
-            f"limited by {report.stages.limit()}), {report.boxes} boxes; "
-            f"{report.unreadable} of {report.total} images unreadable"
+            f"limited by {report.stages.limit()}), {report.boxes} boxes"
         )
+        if not report.images:
+            done = "nothing was left to mine"
+        click.echo(f"{done}; {report.unreadable} of {report.total} images unreadable")
         click.echo(f"findings  {out / 'findings'}\nerrors    {out / 'errors.parquet'}")
         if (out / "overlays").is_dir():
             click.echo(f"overlays  {out / 'overlays'}")

@@ -19,14 +19,22 @@ class Elsewhere(FileList):
     # Where trouble is noted; once it is, a list with ``once`` has none any more.
     note: str
     once: bool
+    # Only every so many images have it.
+    every: int = 1
 
     def read(self, index: int) -> bytes:
-        if os.getpid() != self.home and not (self.once and os.path.exists(self.note)):
+        if (
+            index % self.every == 0
+            and os.getpid() != self.home
+            and not (self.once and os.path.exists(self.note))
+        ):
             Path(self.note).touch()
             raise self.trouble
         return super().read(index)
 
 
-def elsewhere(folder: Path, note: Path, trouble: Exception, once: bool = False) -> Elsewhere:
-    images = list_images(folder)
-    return Elsewhere(images.store, images.root, images.rows, os.getpid(), trouble, str(note), once)
+def elsewhere(
+    folder: Path, note: Path, trouble: Exception, once: bool = False, every: int = 1
+) -> Elsewhere:
+    images, home = list_images(folder), os.getpid()
+    return Elsewhere(images.store, images.root, images.rows, home, trouble, str(note), once, every)

@@ -347,6 +347,29 @@ def test_a_run_that_is_asked_to_stop_ends_behind_a_shard_and_goes_on(
     assert read_findings(tmp_path / "run").equals(read_findings(tmp_path / "whole"))
 
 
+def test_a_folder_that_goes_away_is_no_fault_of_its_images(
+    folder: Path, tmp_path: Path, miner: Miner
+) -> None:
+    mine(folder, tmp_path / "whole", miner)
+    images = list_images(folder)
+    options = RunOptions(batch_size=4, shard_size=10)
+    settings = run_settings(images, miner.network, "model", options)
+
+    def take_away(done: int, total: int, stages: object) -> None:
+        if done == 10:
+            folder.rename(tmp_path / "away")
+
+    engine = pipeline.LocalEngine((miner,), 1)
+    with open_run(tmp_path / "run", settings) as run:
+        with pytest.raises(OSError, match=r"the folder of the images, .* is not there any more"):
+            mine_archive(images, engine, run, options, take_away)
+        assert run.finished_shards() == {0}
+        assert run.count_errors() == 0
+    (tmp_path / "away").rename(folder)
+    mine(folder, tmp_path / "run", miner)
+    assert read_findings(tmp_path / "run").equals(read_findings(tmp_path / "whole"))
+
+
 def test_too_many_unreadable_images_end_the_run_and_keep_what_was_mined(
     folder: Path, tmp_path: Path, miner: Miner
 ) -> None:
@@ -361,6 +384,12 @@ def test_too_many_unreadable_images_end_the_run_and_keep_what_was_mined(
         mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options, max_errors=1)
     kept = read_findings(tmp_path / "run")
     assert kept.num_rows
+    with (
+        open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run,
+        pytest.raises(TooManyErrorsError),
+    ):
+        mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options, max_errors=1)
+    assert read_findings(tmp_path / "run").equals(kept), "work was done that is known to be in vain"
     with open_run(tmp_path / "run", run_settings(images, miner.network, "model", options)) as run:
         report = mine_archive(images, pipeline.LocalEngine((miner,), 2), run, options, max_errors=3)
     assert report.unreadable == 3, "errors of the earlier go were not counted"

@@ -107,9 +107,12 @@ def test_what_goes_wrong_on_a_node_is_tried_again_or_said(
         )
         mine(flaky, engine, tmp_path / "flaky")
         # A folder that is not mounted there is no fault of the images.
-        blind = elsewhere(files, tmp_path / "other", UnreadableImage("does not exist"))
-        with pytest.raises(ValueError, match=r"could read no image .*not exist.* every node needs"):
-            mine(blind, engine, tmp_path / "blind")
+        for every in (1, SHARD):
+            gone = UnreadableImage("does not exist")
+            blind = elsewhere(files, tmp_path / "other", gone, every=every)
+            with pytest.raises(OSError, match=r"could not read 0.*not exist.* every node needs"):
+                mine(blind, engine, tmp_path / f"blind {every}")
+            assert not os.listdir(tmp_path / f"blind {every}" / "findings")
         away = elsewhere(files, tmp_path / "away", OSError(5, "the network is gone"))
         with pytest.raises(OSError, match="the network is gone"):
             mine(away, engine, tmp_path / "away")
@@ -119,7 +122,6 @@ def test_what_goes_wrong_on_a_node_is_tried_again_or_said(
                 mine(list_images(files), engine, tmp_path / "version")
     assert (tmp_path / "note").exists(), "nothing went wrong"
     assert contents(tmp_path / "flaky") == contents(local)
-    assert not os.listdir(tmp_path / "blind" / "findings")
 
 
 @pytest.mark.slow
@@ -143,7 +145,12 @@ def test_a_node_that_is_killed_costs_time_and_no_row(
 
 
 @pytest.mark.parametrize(
-    ("address", "said"), [("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9 .*refused")]
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", r"no Ray cluster answers at 127.0.0.1:9 .*refused"),
+        ("[::1]:9", r"no Ray cluster answers at \[::1\]:9 "),
+        ("somewhere", r"no Ray cluster answers at somewhere .*Invalid address"),
+    ],
 )
 def test_a_cluster_that_is_not_there_is_said_at_once(
     archive: Path, monkeypatch: pytest.MonkeyPatch, address: str, said: str

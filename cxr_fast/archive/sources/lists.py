@@ -10,6 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, overload
@@ -100,6 +101,19 @@ class ImageList(ABC):
         every run. OSError (out of handles, a network that does not answer) is no fault of the image.
         """
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Blame no image for being unreadable where the whole folder went away: OSError."""
+        try:
+            yield
+        except UnreadableImage as error:
+            if self.store.holds(self.root):
+                raise
+            raise OSError(
+                f"the folder of the images, {self.root}, is not there any more; bring it back, and the "
+                "same command goes on"
+            ) from error
+
     @abstractmethod
     def sizes(self, first: int, last: int) -> pa.Int64Array:
         """Return the bytes of the images at positions [first, last); -1 where they are not known."""
@@ -151,7 +165,8 @@ class FileList(ImageList):
     def read(self, index: int) -> bytes:
         """See ``ImageList``."""
         store, path = self._place(index)
-        return store.read(path, self._known_size(index))
+        with self._whole():
+            return store.read(path, self._known_size(index))
 
     def sizes(self, first: int, last: int) -> pa.Int64Array:
         """See ``ImageList``. This machine's files are asked for theirs, others are not."""
@@ -209,7 +224,7 @@ class TarList(ImageList):
         if offset < 0:
             raise UnreadableImage(self.reasons[-1 - offset])
         refuse_large(size)
-        with self.store.opened(self.tars[tar]) as file:
+        with self._whole(), self.store.opened(self.tars[tar]) as file:
             data = file.read_at(offset, size)
         if len(data) < size:
             raise UnreadableImage("the tar became shorter since it was listed")

@@ -71,6 +71,10 @@ class LocalStore(Store):
             finally:
                 os.close(handle)
 
+    def holds(self, root: str) -> bool:
+        """See ``Store``."""
+        return os.path.isdir(root)
+
     def size(self, path: str) -> int:
         """See ``Store``."""
         try:

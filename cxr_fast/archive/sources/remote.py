@@ -168,6 +168,10 @@ class RemoteStore(Store):
         with _reasons():
             yield _OpenFile(self, path)
 
+    def holds(self, root: str) -> bool:
+        """See ``Store``."""
+        return True
+
     def size(self, path: str) -> int:
         """See ``Store``: not known, since it would take a request for each image."""
         return -1

@@ -80,6 +80,10 @@ class Store(ABC):
         """Open a file for an image or images in it; errors inside the block count as its too."""
 
     @abstractmethod
+    def holds(self, root: str) -> bool:
+        """Tell whether a folder is there; True where asking would take a request."""
+
+    @abstractmethod
     def size(self, path: str) -> int:
         """Return a file's bytes; -1 if it has none, or asking would take a request each."""
 
