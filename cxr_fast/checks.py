@@ -1,17 +1,20 @@
 """Refusals of bad arguments, the same for tensors and arrays: expected, came, what to do.
 
-Imports nothing of ours. Shapes are sequences of ints and dtypes whatever the array library uses, so
+Shapes are sequences of ints and dtypes whatever the array library uses, so
 one sentence serves torch and numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
+
+from cxr_fast.config import MiningSettings, Mode
 
 MAX_SIDE = 1 << 15
 MAX_BOXES = 255
 MAX_UPSAMPLE = 64
+_MOST_REGIONS = 127  # ranks of findings are int8
 
 
 def dtype_name(dtype: Any) -> str:
@@ -145,6 +148,27 @@ def require_box_arguments(
         raise ValueError(f"max_overlap is an IoU from 0 to 1, but is {max_overlap!r}")
     require_int("upsample", upsample, 1, MAX_UPSAMPLE)
     require_connectivity(connectivity)
+
+
+def require_mining_settings(settings: MiningSettings) -> None:
+    """By the rules of the operators: what is written down can be run. TypeError or ValueError."""
+    require_steps(settings.steps)
+    if settings.select == "regions" and settings.steps > _MOST_REGIONS:
+        raise ValueError(
+            f"steps: expected at most {_MOST_REGIONS} with select='regions', a box each, got "
+            f"{settings.steps}; take fewer"
+        )
+    require_threshold("cam_threshold", settings.cam_threshold)
+    require_choice("mode", settings.mode, get_args(Mode))
+    require_box_arguments(
+        settings.thresholds,
+        # Not the operator's: see mining.mine_regions.
+        "components" if settings.select == "regions" else settings.select,
+        settings.max_boxes,
+        settings.max_overlap,
+        settings.upsample,
+        settings.connectivity,
+    )
 
 
 def require_image_size(image_size: Any, images: int) -> None:

@@ -86,6 +86,18 @@ def require_writable(out: Path) -> None:
         raise PermissionError(f"--out cannot be written: no permission in {parent}; name another")
 
 
+def require_new(out: Path) -> None:
+    """Refuse a file to write that exists, or whose folder does not, before the work that it is for.
+
+    FileExistsError, FileNotFoundError, PermissionError.
+    """
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} exists and is not written over; name another file")
+    require_writable(out.parent)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} must be a folder to write to; make it first")
+
+
 def take_lock(folder: Path) -> int:
     """Lock a folder against other processes until the descriptor is closed; a kill lets it go, too.
 

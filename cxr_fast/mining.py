@@ -6,7 +6,6 @@ every process, which restarts and distributed runs rely on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from cxr_fast import ops, runtime
 from cxr_fast.config import MiningSettings
+from cxr_fast.model_files import model_path
 from cxr_fast.models import (
     FoldedClassifier,
     ModelCard,
@@ -32,7 +32,6 @@ from cxr_fast.models import (
 from cxr_fast.rows import MinedBatch, Network
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-DEMO_MODEL = Path(__file__).parent / "models" / "demo.safetensors"
 
 
 class Mined(NamedTuple):
@@ -122,27 +121,7 @@ class Miner:
     def mine(self, images: Tensor, image_sizes: Tensor) -> Mined:
         """Mine images [N, S, S] float32 in [0, 1]; ``image_sizes`` [N, 2] height and width."""
         cam = self.model(self.prepare(images))
-        s = self.settings
-        if s.select == "regions":
-            result = mine_regions(cam, s, image_sizes, self.model.bias)
-            return Mined(self.model.logits(cam).sigmoid(), result)
-        result = ops.mine_cam(
-            cam.contiguous(),
-            self.model.bias,
-            s.steps,
-            s.cam_threshold,
-            s.connectivity,
-            s.mode,
-            image_sizes,
-            s.thresholds,
-            s.select,
-            s.max_boxes,
-            s.max_overlap,
-            s.upsample,
-        )
-        # Of global average pooling, the first step's logits are there already.
-        gap = self.model.architecture.pooling == "gap"
-        logits = result.logits[..., 0] if gap else self.model.logits(cam)
+        logits, result = mine_maps(self.model, self.settings, cam, image_sizes)
         return Mined(logits.sigmoid(), result)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -160,6 +139,32 @@ def _on_host(result: ops.MiningResult) -> runtime.MiningResult:
         heatmap.cpu().numpy(),
         runtime.HeatmapBoxes(*(part.cpu().numpy() for part in found)),
     )
+
+
+def mine_maps(
+    model: FoldedClassifier, settings: MiningSettings, cam: Tensor, image_sizes: Tensor
+) -> tuple[Tensor, ops.MiningResult]:
+    """Logits [N, C] with nothing erased, and what mining makes of cam [N, C, H, W] of ``model``."""
+    s = settings
+    if s.select == "regions":
+        return model.logits(cam), mine_regions(cam, s, image_sizes, model.bias)
+    result = ops.mine_cam(
+        cam.contiguous(),
+        model.bias,
+        s.steps,
+        s.cam_threshold,
+        s.connectivity,
+        s.mode,
+        image_sizes,
+        s.thresholds,
+        s.select,
+        s.max_boxes,
+        s.max_overlap,
+        s.upsample,
+    )
+    # Of global average pooling, the first step's logits are there already.
+    gap = model.architecture.pooling == "gap"
+    return (result.logits[..., 0] if gap else model.logits(cam)), result
 
 
 def mine_regions(
@@ -202,7 +207,7 @@ def _region_boxes(mined: ops.MinedAttention, image_sizes: Tensor) -> ops.Heatmap
         exists.append(rows.any(2))
         boxes.append(torch.stack(edges, -1) * exists[-1][..., None])
     found = torch.stack(exists, 2)
-    sizes = image_sizes.to(high.device, torch.float64).expand(len(high), 2)
+    sizes = image_sizes.to(high.device, torch.float64).expand(high.shape[0], 2)
     scale = torch.stack([sizes[:, 1] / width, sizes[:, 0] / height], 1).repeat(1, 2)[:, None, None]
     first = (high[..., :1] - low[..., :1]).clamp(min=torch.finfo(torch.float32).tiny)
     scores = torch.where(found, (high - low[..., :1]) / first, 0.0)
@@ -244,16 +249,6 @@ def load_miners(
             folded = pack(folded, card.input_size)
         miners.append(Miner(folded, card, settings or card.mining, device, dtype))
     return tuple(miners)
-
-
-def model_path(model: str | Path) -> Path:
-    """The file of a model; ``"demo"`` is the one that comes with the package."""
-    return DEMO_MODEL if str(model) == "demo" else Path(model)
-
-
-def model_digest(model: str | Path) -> str:
-    """SHA-256 of the model's file."""
-    return hashlib.sha256(model_path(model).read_bytes()).hexdigest()
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -110,6 +110,21 @@ class Maps(NamedTuple):
     heatmap: NDArray[np.uint8] | None
 
 
+def peaks_of(heatmap: NDArray[np.float32]) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """``peak`` and ``map_size`` of a ``MinedBatch`` from its heatmaps [N, C, H, W]."""
+    flat = heatmap.reshape(*heatmap.shape[:2], -1)
+    varies = flat.max(2) > flat.min(2)
+    return np.where(varies, flat.argmax(2), -1), (heatmap.shape[2], heatmap.shape[3])
+
+
+def levels_of(heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """``heatmap`` of a ``MinedBatch`` from the heatmaps [N, C, H, W] themselves."""
+    lo, hi = heatmap.min((2, 3), keepdims=True), heatmap.max((2, 3), keepdims=True)
+    span = np.where(hi > lo, hi - lo, np.float32(1))
+    levels: NDArray[np.uint8] = np.nan_to_num(np.rint((heatmap - lo) / span * 255)).astype(np.uint8)
+    return levels
+
+
 def findings_of(
     mined: MinedBatch,
     images: int,

@@ -211,6 +211,72 @@ def mine_cam(
     return MiningResult(logits, maps, mined, heatmap, HeatmapBoxes(*found))
 
 
+def mine_regions(
+    cam: FloatArray,
+    bias: FloatArray | None = None,
+    steps: int = DEFAULTS.steps,
+    threshold: float = DEFAULTS.cam_threshold,
+    connectivity: int = DEFAULTS.connectivity,
+    mode: str = DEFAULTS.mode,
+    image_size: tuple[int, int] | NDArray[Any] = (1024, 1024),
+    upsample: int = DEFAULTS.upsample,
+    threads: int = 0,
+) -> MiningResult:
+    """Mine cam [N, C, H, W] with a box around what each step erases, as ``mining.mine_regions``.
+
+    All maps of the result are enlarged, [N, C, H * upsample, W * upsample].
+    """
+    enlarged = _enlarged(_enlarged(_maps("cam", cam), upsample, 3), upsample, 2)
+    mined = mine_attention(enlarged, steps, threshold, connectivity, threads=threads)
+    heatmap = aggregate_heatmap(enlarged, mined, mode, threads)
+    logits = masked_gap(enlarged, mined.erased_at, steps, threads)
+    if bias is not None:
+        logits = logits + np.asarray(bias, np.float32)[:, None]
+    found = _region_boxes(mined, _image_sizes(image_size, len(enlarged)))
+    return MiningResult(logits, enlarged, mined, heatmap, found)
+
+
+def _enlarged(maps: NDArray[np.float32], factor: int, axis: int) -> NDArray[np.float32]:
+    """Bilinear along one axis, half-pixel centres (align_corners=False)."""
+    side = maps.shape[axis]
+    place = ((np.arange(side * factor, dtype=np.float32) + 0.5) / factor - 0.5).clip(min=0)
+    first = place.astype(np.int64)
+    shape = [1] * maps.ndim
+    shape[axis] = -1
+    share = (place - first).astype(np.float32).reshape(shape)
+    before, behind = maps.take(first, axis), maps.take((first + 1).clip(max=side - 1), axis)
+    return np.ascontiguousarray((1 - share) * before + share * behind)
+
+
+def _region_boxes(mined: MinedAttention, image_sizes: NDArray[np.float64]) -> HeatmapBoxes:
+    height, width = mined.erased_at.shape[2:]
+    low, high = mined.extent[..., 0], mined.extent[..., 1]
+    boxes, exists = [], []
+    for step in range(1, high.shape[2] + 1):
+        region = mined.erased_at == step
+        rows, columns = region.any(3), region.any(2)
+        edges = [
+            columns.argmax(2),
+            rows.argmax(2),
+            width - columns[..., ::-1].argmax(2),
+            height - rows[..., ::-1].argmax(2),
+        ]
+        exists.append(rows.any(2))
+        boxes.append(np.stack(edges, -1) * exists[-1][..., None])
+    found = np.stack(exists, 2)
+    sizes = np.broadcast_to(image_sizes, (len(high), 2))
+    scale = np.stack([sizes[:, 1] / width, sizes[:, 0] / height] * 2, 1)[:, None, None]
+    # What saw nothing, or no number, has no box and no score.
+    with np.errstate(invalid="ignore"):
+        span = np.maximum(high[..., :1] - low[..., :1], np.finfo(np.float32).tiny)
+        scores = np.where(found, (high - low[..., :1]) / span, np.float32(0))
+    return HeatmapBoxes(
+        (np.stack(boxes, 2) * scale).astype(np.float32),
+        scores.astype(np.float32),
+        found.sum(2, dtype=np.int32),
+    )
+
+
 def attention_mining(
     features: FloatArray,
     weight: FloatArray,

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from cxr_fast.cli import main
 from cxr_fast.config import BOXED_FINDINGS
-from cxr_fast.mining import DEMO_MODEL
+from cxr_fast.model_files import DEMO_MODEL
 from cxr_fast.models import Architecture, load_checkpoint
 from cxr_fast.phantom import PhantomSettings, write_archive
 from cxr_fast.reproduce import real

@@ -38,14 +38,8 @@ from cxr_fast.archive.run import Engine, Progress, RunReport, mine_archive, run_
 from cxr_fast.archive.sources import FileList
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
-from cxr_fast.mining import (
-    Precision,
-    load_miners,
-    model_digest,
-    model_path,
-    resolve_devices,
-)
-from cxr_fast.rows import MinedBatch
+from cxr_fast.model_files import model_digest, model_path
+from cxr_fast.rows import BatchMiner, MinedBatch
 from cxr_fast.runtime import MiningResult
 
 # Classes drawn on one overlay.
@@ -140,7 +134,7 @@ def prepare(
     min_probability: float,
     heatmaps: bool,
     keep_tags: tuple[str, ...],
-    precision: Precision,
+    precision: str,
     batch_size: int,
     shard_size: int,
     device: str,
@@ -161,8 +155,8 @@ def prepare(
         )
     if not model_path(model).is_file():
         raise FileNotFoundError(
-            f"--model must be a checkpoint file or 'demo', but {model_path(model)} is not a file; "
-            "train one with `cxr-fast train`, or try --model demo"
+            f"--model must be a checkpoint, an .onnx file or 'demo', but {model_path(model)} is not a "
+            "file; train one with `cxr-fast train`, or try --model demo"
         )
     check_keep_tags(keep_tags)
     require_writable(out)
@@ -201,26 +195,39 @@ def prepare(
 
 
 def _engine(
-    name: Literal["local", "ray"], model: str, precision: Precision, device: str, threads: int | None
+    name: Literal["local", "ray"], model: str, precision: str, device: str, threads: int | None
 ) -> AbstractContextManager[Engine]:
     if name == "local":
-        miners = load_miners(model, None, precision, resolve_devices(device))
+        miners = _miners(model, precision, device)
         return nullcontext(LocalEngine(miners, threads or len(os.sched_getaffinity(0))))
-    try:
-        from cxr_fast.archive.ray_engine import ray_engine
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "cxr_fast":
-            raise
-        raise ValueError(
-            f"--engine ray needs the package {error.name}, which is not installed; "
-            "pip install 'cxr_fast[ray]'"
-        ) from error
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"with --engine ray the device is auto, cpu or cuda, but is {device!r}: each worker takes "
             "one GPU, and Ray says which"
         )
-    return ray_engine(model, precision, cast(Any, device), threads)
+    if _is_onnx(model):
+        raise ValueError(
+            f"--engine ray takes a checkpoint, but --model is {model}; mine by an ONNX file on one "
+            "machine, or give each a part of the archive"
+        )
+    from cxr_fast.archive.ray_engine import ray_engine
+
+    return ray_engine(model, cast(Any, precision), cast(Any, device), threads)
+
+
+def _miners(model: str, precision: str, device: str) -> Sequence[BatchMiner]:
+    # Only what runs the model is imported: each serves without the other.
+    if _is_onnx(model):
+        from cxr_fast.onnx_miner import load_onnx_miner
+
+        return (load_onnx_miner(model, precision, device),)
+    from cxr_fast.mining import load_miners, resolve_devices
+
+    return load_miners(model, None, cast(Any, precision), resolve_devices(device))
+
+
+def _is_onnx(model: str) -> bool:
+    return Path(model).suffix.lower() == ".onnx"
 
 
 def _names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ from cxr_fast.archive.pipeline import NOT_FINITE, LocalEngine
 from cxr_fast.archive.shard_rows import ShardRows
 from cxr_fast.archive.stages import Stages
 from cxr_fast.files import differences
-from cxr_fast.mining import Miner, Precision, load_miner, model_path
+from cxr_fast.mining import Miner, Precision, load_miner
+from cxr_fast.model_files import model_path
 from cxr_fast.rows import Network
 
 # A lost network or a full disk on one node is tried again elsewhere; so many shards in succession

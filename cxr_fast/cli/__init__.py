@@ -10,18 +10,27 @@ from typing import Any
 import click
 
 from cxr_fast import __version__
+from cxr_fast.cli.adopt import adopt
 from cxr_fast.cli.bench import bench
 from cxr_fast.cli.card import card
 from cxr_fast.cli.convert import convert
 from cxr_fast.cli.env import env
 from cxr_fast.cli.evaluate import evaluate
+from cxr_fast.cli.export import export
 from cxr_fast.cli.mine import mine
 from cxr_fast.cli.phantom import phantom
 from cxr_fast.cli.reproduce import reproduce
 from cxr_fast.cli.train import train
 
 # Which extra of the package brings a module, where it is not the extra torch.
-_EXTRAS = {"lightning_fabric": "train", "tensorboardX": "train", "yaml": "train"}
+_EXTRAS = {
+    "lightning_fabric": "train",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "ray": "ray",
+    "tensorboardX": "train",
+    "yaml": "train",
+}
 # What a person can mend: said in a sentence, without a traceback.
 _MENDABLE = (ValueError, TypeError, OSError, RuntimeError)
 
@@ -64,5 +73,5 @@ def main(debug: bool) -> None:
     """The command; what it does is in its subcommands."""
 
 
-for _command in (mine, convert, phantom, train, evaluate, reproduce, card, bench, env):
+for _command in (mine, convert, phantom, train, evaluate, reproduce, card, adopt, export, bench, env):
     main.add_command(_command)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from cxr_fast.config import Mode, Select
+from cxr_fast.cli.options import mining_options
 from cxr_fast.files import require_writable
 
 
@@ -17,13 +17,7 @@ from cxr_fast.files import require_writable
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the model with these changes; without it the card is printed.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1, 255), help="Attention steps that `mine` takes.")
-@click.option("--cam-threshold", type=float, help="Cuts a step's foreground.")
-@click.option("--mode", type=click.Choice(get_args(Mode)), help="Of the aggregated heatmap.")
-@click.option("--threshold", "thresholds", type=float, multiple=True,
-              help="Cuts boxes; once for each.")  # fmt: skip
-@click.option("--select", type=click.Choice(get_args(Select)), help="Which boxes.")
-@click.option("--upsample", type=click.IntRange(1, 64), help="Of maps before boxes are cut.")
+@mining_options
 @click.option("--note", help="Added to the provenance.")
 @click.option("--half", is_flag=True, help="Store the weights in float16.")
 def card(model: str, out: Path | None, note: str | None, half: bool, **mining: Any) -> None:
@@ -33,7 +27,7 @@ def card(model: str, out: Path | None, note: str | None, half: bool, **mining: A
     """
     import torch
 
-    from cxr_fast.mining import model_path
+    from cxr_fast.model_files import model_path
     from cxr_fast.models import load_checkpoint, save_checkpoint
     from cxr_fast.models.card import card_to_json
 

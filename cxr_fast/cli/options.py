@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cxr_fast.config import Mode, Select
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -19,6 +21,34 @@ def threads_option(command: _Command) -> _Command:
         "--threads", type=click.IntRange(1), default=None, help="Default: as many as cores."
     )
     return decorate(command)
+
+
+def mining_options(command: _Command) -> _Command:
+    """Add those of ``MiningSettings`` that a model may record; what is not given is None or ()."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--steps", type=click.IntRange(1, 255), help="Attention steps that `mine` takes."
+            ),
+            click.option("--cam-threshold", type=float, help="Cuts a step's foreground."),
+            click.option(
+                "--mode", type=click.Choice(get_args(Mode)), help="Of the aggregated heatmap."
+            ),
+            click.option(
+                "--threshold",
+                "thresholds",
+                type=float,
+                multiple=True,
+                help="Cuts boxes; once for each.",
+            ),
+            click.option("--select", type=click.Choice(get_args(Select)), help="Which boxes."),
+            click.option(
+                "--upsample", type=click.IntRange(1, 64), help="Of maps before boxes are cut."
+            ),
+        )
+    ):
+        command = decorate(command)
+    return command
 
 
 def cores() -> int:

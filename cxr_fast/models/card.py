@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from cxr_fast import checks
-from cxr_fast.config import MiningSettings, Mode
+from cxr_fast.config import MiningSettings
 
 Backbone = Literal["resnet18", "resnet34", "resnet50"]
 Aggregation = Literal["none", "bilinear", "deconv"]
@@ -20,7 +20,6 @@ Pooling = Literal["gap", "lse"]
 # Not a property of the method: a bound that keeps a damaged file from asking for terabytes.
 _WIDEST = 4.0
 _LARGEST_INPUT = 16384
-_MOST_REGIONS = 127  # ranks of findings are int8
 
 
 def _is_integer(value: object, low: int, high: float = math.inf) -> bool:
@@ -96,30 +95,6 @@ def _check(owner: str, value: object, rules: _Rules) -> None:
             raise ValueError(f"{name} of {owner} must be {expected}, but is {got!r}.")
 
 
-def _check_mining(settings: MiningSettings) -> None:
-    """By the rules of the operators, so that what a card holds is what ``mine`` can run."""
-    try:
-        checks.require_steps(settings.steps)
-        if settings.select == "regions" and settings.steps > _MOST_REGIONS:
-            raise ValueError(
-                f"steps: expected at most {_MOST_REGIONS} with select='regions', a box each, got "
-                f"{settings.steps}; take fewer"
-            )
-        checks.require_threshold("cam_threshold", settings.cam_threshold)
-        checks.require_choice("mode", settings.mode, get_args(Mode))
-        checks.require_box_arguments(
-            settings.thresholds,
-            # Not the operator's: see mining.mine_regions.
-            "components" if settings.select == "regions" else settings.select,
-            settings.max_boxes,
-            settings.max_overlap,
-            settings.upsample,
-            settings.connectivity,
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the mining settings of a model card: {error}.") from error
-
-
 @dataclass(frozen=True)
 class Architecture:
     """The network of a model. ValueError for a value outside its range.
@@ -185,7 +160,10 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         _check("a model card", self, _CARD_RULES)
-        _check_mining(self.mining)
+        try:
+            checks.require_mining_settings(self.mining)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the mining settings of a model card: {error}.") from error
         if len(self.mean) != len(self.std):
             raise ValueError(
                 "mean and std of a model card must have equally many entries, "

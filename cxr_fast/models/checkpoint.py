@@ -94,8 +94,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Classifier, ModelCard
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} must be a safetensors file, but cannot be read as one: {error}. It is "
-            "damaged, or of another kind; weights saved by torch.save must be loaded into a "
-            "Classifier and saved with save_checkpoint."
+            "damaged, or of another kind; of weights saved by torch.save, "
+            "cxr-fast adopt makes a model."
         ) from error
     # Without memory behind its weights, so that they are neither drawn nor held twice.
     with torch.device("meta"):
@@ -126,7 +126,7 @@ def _read_card(path: Path, metadata: dict[str, str] | None) -> ModelCard:
         raise CheckpointError(
             f"{path} must carry its model card in the metadata entry {_KEY!r}, but has "
             f"{sorted(metadata) if metadata else 'no metadata'}. It was not written by cxr_fast: "
-            "load its weights into a Classifier and save that with save_checkpoint."
+            "make a model of its weights with cxr-fast adopt."
         )
     try:
         header: Any = json.loads(metadata[_KEY])

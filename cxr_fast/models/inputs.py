@@ -8,14 +8,14 @@ from torch import Tensor
 from cxr_fast.models.card import ModelCard
 
 # Of an image without contrast, a quarter of a grey level: nothing of it is blown up to noise.
-_LEAST_DEVIATION = 1e-3
+LEAST_DEVIATION = 1e-3
 
 
 def normalise(images: Tensor, card: ModelCard) -> Tensor:
     """Images [N, 1, S, S] in [0, 1] -> [N, 1 or 3, S, S], channels_last, as ``card`` describes."""
     if card.standardise:
         deviation, mean = torch.std_mean(images, (1, 2, 3), correction=0, keepdim=True)
-        deviation = deviation.clamp(min=_LEAST_DEVIATION)
+        deviation = deviation.clamp(min=LEAST_DEVIATION)
     else:
         mean, deviation = (
             torch.tensor(values, device=images.device)[:, None, None]

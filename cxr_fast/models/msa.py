@@ -8,19 +8,17 @@ doubles height and width. All of it is linear, so ``fold`` can pull W through.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import cast
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cxr_fast.models.card import Architecture, ModelCard
 from cxr_fast.models.pooling import logits_of
 from cxr_fast.models.resnet import ResNet, initialise
+from cxr_fast.models.weights import copy_weights, read_state_dict
 from cxr_fast.ops import cam
 
 
@@ -177,7 +175,7 @@ def build(
 
 
 def _load_imagenet(model: Classifier, path: Path) -> None:
-    weights = _read_state_dict(path)
+    weights = read_state_dict(path)
     own = {
         name: value
         for name, value in model.state_dict().items()
@@ -185,35 +183,5 @@ def _load_imagenet(model: Classifier, path: Path) -> None:
     }
     if model.architecture.in_channels == 1 and "conv1.weight" in weights:
         weights["conv1.weight"] = weights["conv1.weight"].sum(1, keepdim=True)
-    for name, value in own.items():
-        came = weights.get(name)
-        # Files from before torch 0.4.1 lack the counters, which nothing here reads.
-        if came is None and name.endswith("num_batches_tracked"):
-            continue
-        if came is None or came.shape != value.shape:
-            raise ValueError(
-                f"{name} in {path} must have the shape {list(value.shape)}, but "
-                f"{'is absent' if came is None else f'has {list(came.shape)}'}. Give the weights "
-                f"of torchvision's {model.architecture.backbone}, and width=1."
-            )
-        with torch.no_grad():
-            value.copy_(came)
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        with open(path, "rb") as file:
-            if file.read(9)[8:] == b"{":  # after 8 bytes of length, a JSON header: safetensors
-                loaded = safetensors.torch.load_file(path)
-            else:
-                file.seek(0)
-                # Not the path: torch.load would go by its ending.
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} must be a state_dict saved by torch.save or safetensors, but cannot be read "
-            f"as one: {error}"
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError(f"{path} must hold a state_dict (names and tensors), but holds another.")
-    return dict(loaded)
+    advice = f"Give the weights of torchvision's {model.architecture.backbone}, and width=1."
+    copy_weights(own, weights, path, advice)

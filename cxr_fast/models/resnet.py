@@ -151,8 +151,8 @@ class ResNet(nn.Module):
 
 def _joined(halves: Tensor) -> Tensor:
     """Maps [2N, D, H, W] of left halves and mirrored right halves -> [N, D, H, 2W]."""
-    left, right = halves.chunk(2)
-    return torch.cat((left, right.flip(3)), 3)
+    count = halves.shape[0] // 2  # not chunk(2), of which torch.export takes the count for a constant
+    return torch.cat((halves[:count], halves[count:].flip(3)), 3)
 
 
 def initialise(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from cxr_fast.mining import model_digest
+from cxr_fast.model_files import model_digest
 from cxr_fast.models import Architecture, ModelCard
 from cxr_fast.models.card import Aggregation
 from cxr_fast.training import Data, StageResult, TrainingSettings, train_base, train_from

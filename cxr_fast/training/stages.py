@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from cxr_fast.mining import model_digest
+from cxr_fast.model_files import model_digest
 from cxr_fast.models import Classifier, ModelCard, build, load_checkpoint
 from cxr_fast.models.card import Aggregation
 from cxr_fast.training.loop import Data, Report, Trained, open_fabric, train
