@@ -6,7 +6,7 @@ computes from the picture's size: the weight of pixel j in output i is proportio
     max(0, 2 max(n, size) - |(2 j + 1) size - (2 i + 1) n|)          for an axis of n pixels,
 
 whole numbers, so that nothing but one division is rounded. ONNX has ``Resize`` with antialiasing for
-this, from opset 18; TensorRT does not build it.
+this, from opset 18, but is not among the operators that TensorRT was seen to build.
 """
 
 from __future__ import annotations
