@@ -44,7 +44,9 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, callback=_one_source)
-@click.option("--model", required=True, help="A checkpoint, or 'demo' for the bundled model.")
+@click.option("--model", required=True,
+              help="A checkpoint, an .onnx file of `cxr-fast export --form cam` (no torch needed), or "
+              "'demo' for the bundled model.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--classes", type=click.Choice(["all", "labels"]), default="all", show_default=True,
               help="Every class of every image, or those that --labels names.")  # fmt: skip
@@ -68,7 +70,8 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
 @click.option("--shard-size", type=click.IntRange(1), default=1024, show_default=True,
               help="Images of one part, which is written whole or not at all.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True,
-              help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1.")  # fmt: skip
+              help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1; of an .onnx file "
+              "auto, tensorrt, cuda, cpu.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This machine, or the Ray cluster that RAY_ADDRESS names.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1),
