@@ -70,8 +70,8 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
 @click.option("--shard-size", type=click.IntRange(1), default=1024, show_default=True,
               help="Images of one part, which is written whole or not at all.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True,
-              help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1; of an .onnx file "
-              "auto, tensorrt, cuda, cpu.")  # fmt: skip
+              help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1; of an .onnx "
+              "file auto, tensorrt, cuda, cpu.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This machine, or the Ray cluster that RAY_ADDRESS names.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1),
