@@ -7,6 +7,7 @@ one sentence serves torch and numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 from cxr_fast.config import MiningSettings, Mode
@@ -186,3 +187,20 @@ def require_image_size(image_size: Any, images: int) -> None:
             f"image_size must be (height, width) in pixels, or [{images}, 2] with one row an image, "
             f"but has shape {tuple(shape)}"
         )
+
+
+def known_fields(owner: str, kind: type[Any], values: object) -> dict[str, Any]:
+    """Pick the entries of a JSON object that are fields of dataclass ``kind``; lists as tuples.
+
+    ValueError, which names ``owner``, for what is no object or lacks a field without default.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{owner} must be a JSON object, but is {values!r:.80}.")
+    known = {}
+    for entry in fields(kind):
+        if entry.name in values:
+            value = values[entry.name]
+            known[entry.name] = tuple(value) if isinstance(value, list) else value
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{owner} must have the entry {entry.name!r}, but lacks it.")
+    return known

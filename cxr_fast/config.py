@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Of an image that is standardised by itself. Without contrast, a quarter of a grey level: nothing of it
+# is blown up to noise.
+LEAST_DEVIATION = 1e-3
+
 # The eight findings with boxes in ChestX-ray14, in the order of the paper's tables.
 BOXED_FINDINGS = (
     "Atelectasis",

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cxr_fast import runtime
-from cxr_fast.config import MiningSettings
+from cxr_fast.config import LEAST_DEVIATION, MiningSettings
 from cxr_fast.export.metadata import ExportMetadata, from_properties
 from cxr_fast.rows import MinedBatch, Network, levels_of, peaks_of
 
@@ -92,7 +92,7 @@ class OnnxMiner:
         contract = self.metadata.input
         if contract.standardise:
             mean = images.mean((1, 2), dtype=np.float64)[:, None, None, None]
-            std = images.std((1, 2), dtype=np.float64)[:, None, None, None].clip(min=1e-3)
+            std = images.std((1, 2), dtype=np.float64)[:, None, None, None].clip(min=LEAST_DEVIATION)
         else:
             mean, std = (np.array(v)[:, None, None] for v in (contract.mean, contract.std))
         normalised: NDArray[np.float32] = images[:, None] - mean.astype(np.float32)

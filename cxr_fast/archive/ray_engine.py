@@ -194,16 +194,15 @@ class _Worker:
         return pa.table({"shard": tasks["shard"], "done": pa.array(done, pa.large_binary())})
 
     def _mine(self, task: _Task) -> _Done:
-        stages = self._engine.stages() if self._failure is None else Stages()
-        rows = None
-        failure = self._failure
-        if failure is None:
-            try:
-                ((_, rows),) = self._engine.mine(task.images, task.options, [0], stages)
-            except (OSError, RuntimeError, ValueError, MemoryError) as error:
-                failure = error
         worker = f"{_node()}, process {os.getpid()}"
-        return _Done(worker, rows, failure, stages.seconds)
+        if self._failure is not None:
+            return _Done(worker, None, self._failure, {})
+        stages = self._engine.stages()
+        try:
+            ((_, rows),) = self._engine.mine(task.images, task.options, [0], stages)
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            return _Done(worker, None, error, stages.seconds)
+        return _Done(worker, rows, None, stages.seconds)
 
 
 @contextmanager

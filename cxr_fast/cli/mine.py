@@ -128,7 +128,7 @@ def mine(
         with progress_bar(console) as bar:
             task = bar.add_task("mining", total=None, note="")
 
-            profiled: dict[str, Any] = {}
+            seen: dict[str, Any] = {}
             told = time.monotonic()
 
             def progress(done: int, total: int, stages: Any) -> None:
@@ -136,7 +136,7 @@ def mine(
                 seconds = bar.tasks[0].elapsed or 1e-9
                 note = f"{done / seconds:.1f} images/s, limited by {stages.limit()}"
                 bar.update(task, completed=done, total=total, note=note)
-                profiled.update(stages.profile() if profile else {}, images=done)
+                seen.update(images=done, stages=stages)
                 if not console.is_terminal and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                     told = time.monotonic()
                     console.print(f"{done} of {total} images, {note}", highlight=False, soft_wrap=True)
@@ -145,8 +145,10 @@ def mine(
                 with _stop_on_sigterm() as stop:
                     report = job.run(progress, stop)
             finally:
-                if profile and profiled:
-                    document = json.dumps(profiled, indent=1)
+                if profile and seen:
+                    document = json.dumps(
+                        seen["stages"].profile() | {"images": seen["images"]}, indent=1
+                    )
                     write_whole(out / "profile.json", document.encode() + b"\n")
     if as_json:
         click.echo(json.dumps({**report._asdict(), "stages": report.stages.seconds}))

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from cxr_fast import __version__, checks
@@ -190,25 +190,11 @@ def from_properties(properties: Mapping[str, str]) -> ExportMetadata:
             f"the file is of version {version} of the format {FORMAT!r}, and this cxr_fast reads up to "
             f"{VERSION}; upgrade cxr_fast"
         )
-    known = _known_fields("an exported file", ExportMetadata, values)
-    parts: tuple[tuple[str, Callable[..., Any]], ...] = (
+    known = checks.known_fields("an exported file", ExportMetadata, values)
+    parts: tuple[tuple[str, type[Any]], ...] = (
         ("input", InputContract),
         ("mining", MiningSettings),
     )
     for name, kind in parts:
-        known[name] = kind(**_known_fields(f"{name} of an exported file", kind, known[name]))
+        known[name] = kind(**checks.known_fields(f"{name} of an exported file", kind, known[name]))
     return ExportMetadata(**known)
-
-
-def _known_fields(owner: str, kind: Any, values: object) -> dict[str, Any]:
-    """Those entries of a JSON object that are fields of dataclass ``kind``; lists as tuples."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{owner} must be a JSON object, but is {values!r:.80}")
-    known = {}
-    for entry in fields(kind):
-        if entry.name in values:
-            value = values[entry.name]
-            known[entry.name] = tuple(value) if isinstance(value, list) else value
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{owner} must have the entry {entry.name!r}, but lacks it")
-    return known

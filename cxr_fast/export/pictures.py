@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cxr_fast.config import LEAST_DEVIATION
 from cxr_fast.export.graph import FLOAT, Graph, Value
 from cxr_fast.export.network import Maps
-from cxr_fast.models.inputs import LEAST_DEVIATION
 
 
 def as_input(g: Graph, pixels: Value, size: int) -> Maps:

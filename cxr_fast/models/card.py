@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from cxr_fast import checks
@@ -198,25 +198,11 @@ def card_from_json(values: object) -> ModelCard:
     Keys that this version does not know are ignored, and absent ones take their defaults, where
     they have one. ValueError, in a sentence, for anything else that is no card.
     """
-    known = _known_fields("the model card", ModelCard, values)
+    known = checks.known_fields("the model card", ModelCard, values)
     known["architecture"] = Architecture(
-        **_known_fields("the architecture", Architecture, known["architecture"])
+        **checks.known_fields("the architecture", Architecture, known["architecture"])
     )
     if "mining" in known:
-        settings = _known_fields("the mining settings", MiningSettings, known["mining"])
+        settings = checks.known_fields("the mining settings", MiningSettings, known["mining"])
         known["mining"] = MiningSettings(**settings)
     return ModelCard(**known)
-
-
-def _known_fields(owner: str, kind: type[Any], values: object) -> dict[str, Any]:
-    """Pick the entries of a JSON object that are fields of dataclass ``kind``; lists as tuples."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{owner} must be a JSON object, but is {values!r:.80}.")
-    known = {}
-    for entry in fields(kind):
-        if entry.name in values:
-            value = values[entry.name]
-            known[entry.name] = tuple(value) if isinstance(value, list) else value
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{owner} must have the entry {entry.name!r}, but lacks it.")
-    return known

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cxr_fast.config import LEAST_DEVIATION
 from cxr_fast.models.card import ModelCard
-
-# Of an image without contrast, a quarter of a grey level: nothing of it is blown up to noise.
-LEAST_DEVIATION = 1e-3
 
 
 def normalise(images: Tensor, card: ModelCard) -> Tensor:
