@@ -27,7 +27,8 @@ from cxr_fast.benchmarks.racing import Outcome, Timing
 # Distributions whose versions the numbers depend on.
 PEER_PACKAGES = (
     "numpy", "opencv-python-headless", "connected-components-3d", "scipy", "scikit-image", "triton",
-    "pillow", "isal", "imagecodecs", "cupy-cuda13x", "cupy-cuda12x", "kornia",
+    "pillow", "isal", "imagecodecs", "cupy-cuda13x", "cupy-cuda12x", "kornia", "onnx",
+    "onnxruntime", "torchcam", "grad-cam",
 )  # fmt: skip
 
 
