@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from cxr_fast import runtime
 from cxr_fast.config import LEAST_DEVIATION, MiningSettings
-from cxr_fast.export.metadata import ExportMetadata, from_properties
+from cxr_fast.export.metadata import IMAGE, IMAGE_SIZE, ExportMetadata, from_properties
 from cxr_fast.rows import MinedBatch, Network, levels_of, peaks_of
 
 # What ``--device`` may name, in the order in which ``auto`` tries them.
@@ -142,6 +143,7 @@ def load_onnx_miner(path: str | Path, precision: str = "auto", device: str = "au
         )
     session, chosen = _begin(str(path), there if device == "auto" else [device])
     metadata = from_properties(session.get_modelmeta().custom_metadata_map)
+    _check_shapes(path, session, metadata)
     if metadata.form != "cam" or metadata.input.raw or metadata.input.size is None:
         raise ValueError(
             f"{path} must give class activation maps of images of one size, which are then mined here, "
@@ -156,6 +158,48 @@ def load_onnx_miner(path: str | Path, precision: str = "auto", device: str = "au
             f"out, or export the model with --dtype {precision}"
         )
     return OnnxMiner(session, metadata, chosen)
+
+
+def _check_shapes(path: str | Path, session: Any, metadata: ExportMetadata) -> None:
+    """Hold the graph to its metadata, which somebody may have changed without it."""
+    contract, classes = metadata.input, len(metadata.class_names)
+    of = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    fits = set(of) == {IMAGE, *metadata.outputs, *({IMAGE_SIZE} & set(of))} and (
+        of["logits"][1] == classes and (contract.raw or of[IMAGE][1] == contract.channels)
+    )
+    if not fits:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in of.items())
+        raise ValueError(
+            f"the metadata of {path} names {classes} classes, images of {contract.channels} channels "
+            f"and the outputs {', '.join(metadata.outputs)}, but its graph has {shapes}; one of the "
+            "two was changed: export the model again"
+        )
+
+
+def _why_not(path: str, said: str) -> str:
+    """What to do about a file that onnxruntime does not open, of which ``said`` is its complaint."""
+    version = onnxruntime.__version__
+    if "xternal" in said and ("tensor" in said or "nitializer" in said):
+        beside = re.search(r'path does not exist: "([^"]+)"', said)
+        named = f", {beside[1]}," if beside else ""
+        return (
+            f"{path} keeps weights in a file beside it{named} which is missing or cut short; put that "
+            "file there, whole, or export the model again"
+        )
+    if "opset" in said:
+        last = re.search(r"till opset (\d+)", said)
+        return (
+            f"{path} is of an opset that onnxruntime {version} does not run"
+            + (f" (its last is {last[1]})" if last else "")
+            + "; upgrade onnxruntime, or export the model again with a lower --opset"
+        )
+    if "INVALID_PROTOBUF" in said or "No graph was found" in said:
+        return f"{path} is no ONNX file, or a damaged one; copy it again, or export the model again"
+    reason = said.splitlines()[0].rpartition("failed:")[2]
+    return (
+        f"{path} must be an ONNX file that onnxruntime {version} runs, but it says: {reason:.300}. "
+        "Export the model again, or upgrade onnxruntime"
+    )
 
 
 def _available() -> Sequence[str]:
@@ -177,11 +221,7 @@ def _begin(path: str, devices: Sequence[str]) -> tuple[Any, str]:
         try:
             session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's own classes, which have no base of their own
-            raise ValueError(
-                f"{path} must be an ONNX file that onnxruntime {onnxruntime.__version__} runs, but it "
-                f"says: {str(error).splitlines()[0]:.300}. Export the model again, or for an opset "
-                "that it has not, upgrade onnxruntime"
-            ) from error
+            raise ValueError(_why_not(path, str(error))) from error
         # Where a provider's libraries are missing, onnxruntime goes on without it and without a word.
         if session.get_providers()[0] == provider:
             return session, device

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,15 +200,69 @@ def test_files_and_devices_that_cannot_be(
     onnx.save(model, tmp_path / "strange.onnx")
     with pytest.raises(ValueError, match=r"cxr-fast export did not write it"):
         load_onnx_miner(tmp_path / "strange.onnx")
-    (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"cut\.onnx must be an ONNX file that onnxruntime .* runs"):
-        load_onnx_miner(tmp_path / "cut.onnx")
-    onnx.save(
-        onnx.load(file), tmp_path / "outside.onnx", save_as_external_data=True, location="weights"
-    )
-    (tmp_path / "weights").unlink()
-    with pytest.raises(ValueError, match=r"outside\.onnx must be an ONNX file that .*weights"):
-        load_onnx_miner(tmp_path / "outside.onnx")
     arguments = ["mine", str(images), "--model", str(file), "--out", str(tmp_path / "run")]
     told = CliRunner().invoke(main, [*arguments, "--engine", "ray"]).output
     assert "--engine ray takes a checkpoint" in told
+
+
+def _without_metadata(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+
+
+def _fewer_classes(model: onnx.ModelProto) -> None:
+    (entry,) = model.metadata_props
+    entry.value = json.dumps(json.loads(entry.value) | {"class_names": ["A"]})
+
+
+def _opset_of_the_future(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 99
+
+
+def _unknown_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[5].op_type = "Abacus"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without_metadata, r"cxr-fast export did not write it. Export the model again"),
+        (_fewer_classes, r"names 1 classes.*logits \['batch', 3\].*export the model again"),
+        (_opset_of_the_future, r"strange\.onnx is of an opset that .* \(its last is \d+\); upgrade"),
+        (_unknown_operator, r"onnxruntime .* runs, but it says: .*Abacus.* Export the model again"),
+    ],
+)
+def test_strange_files_are_refused(
+    change: Callable[[onnx.ModelProto], None], said: str, tmp_path: Path
+) -> None:
+    _, file = exported(CARDS["components"], tmp_path)
+    model = onnx.load(file)
+    change(model)
+    (tmp_path / "strange.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=said):
+        load_onnx_miner(tmp_path / "strange.onnx")
+
+
+@pytest.mark.parametrize("length", [0, 1, 5000, -1])
+def test_damaged_files_are_refused(length: int, tmp_path: Path) -> None:
+    _, file = exported(CARDS["raw"], tmp_path)
+    (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"cut\.onnx is no ONNX file, or a damaged one; copy it again"):
+        load_onnx_miner(tmp_path / "cut.onnx")
+
+
+@pytest.mark.parametrize("kept", [None, 3])
+def test_weights_beside_the_file_are_asked_for(kept: int | None, tmp_path: Path) -> None:
+    _, file = exported(CARDS["raw"], tmp_path)
+    outside = tmp_path / "outside.onnx"
+    onnx.save(onnx.load(file), outside, save_as_external_data=True, location="weights")
+    beside = tmp_path / "weights"
+    content = beside.read_bytes()
+    beside.unlink()
+    if kept is not None:
+        beside.write_bytes(content[:kept])
+    with pytest.raises(
+        ValueError, match=r"outside\.onnx keeps weights in a file beside it.*put that"
+    ):
+        load_onnx_miner(outside)
+    beside.write_bytes(content)
+    assert load_onnx_miner(outside).network.class_names == ("A",)
