@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
 from graphs import outputs  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -99,6 +100,21 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
     out = adopt(export(made, tmp_path / "theirs.onnx", opset=opset))
     check(out, made)
     assert onnx.load(out).opset_import[0].version == opset
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_files_of_the_exporter_by_dynamo(spelling: str, tmp_path: Path) -> None:
+    """The one that torch takes by default today."""
+    made = network(spelling)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.onnx.export(
+        made, (torch.zeros(2, 3, 32, 32),), input_names=["x"], output_names=["y"],
+        dynamic_shapes=({0: batch},), dynamo=True, verbose=False,
+    )  # fmt: skip
+    program.save(str(tmp_path / "theirs.onnx"))
+    out = adopt(tmp_path / "theirs.onnx")
+    for count in (1, 3):
+        check(out, made, count)
 
 
 def test_logits_keep_their_bits(tmp_path: Path) -> None:

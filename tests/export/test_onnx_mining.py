@@ -260,9 +260,7 @@ def test_weights_beside_the_file_are_asked_for(kept: int | None, tmp_path: Path)
     beside.unlink()
     if kept is not None:
         beside.write_bytes(content[:kept])
-    with pytest.raises(
-        ValueError, match=r"outside\.onnx keeps weights in a file beside it.*put that"
-    ):
+    with pytest.raises(ValueError, match=r"outside\.onnx keeps weights in a file beside it.*put that"):
         load_onnx_miner(outside)
     beside.write_bytes(content)
     assert load_onnx_miner(outside).network.class_names == ("A",)
