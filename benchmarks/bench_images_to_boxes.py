@@ -88,6 +88,10 @@ def test_images_to_boxes(
             name = str(auto).removeprefix("torch.")
             way = mining(load_miner(checkpoint, precision="auto", device="cpu"))
             sticks.append(Yardstick(f"ours in {name}", streams(way)))
+        if by_openvino := openvino_way(checkpoint.parent / "cam.onnx"):
+            sticks.append(
+                Yardstick(f"ONNX Runtime's OpenVINO, {by_openvino[0]}", streams(by_openvino[1]))
+            )
         if by_torch_cam := torch_cam_way(checkpoint):
             peers.append(Peer("torch-cam, scikit-image", one_stream(by_torch_cam, cores), same))
         if by_grad_cam := grad_cam_way(checkpoint):
@@ -158,6 +162,18 @@ def onnx_ways(checkpoint: Path, folder: Path, cores: int) -> dict[str, Way]:
         "ONNX Runtime, then cxr_fast.runtime": mining(miner),
         "ONNX Runtime, mining in the graph": in_the_graph,
     }
+
+
+def openvino_way(file: Path) -> tuple[str, Way] | None:
+    """Where onnxruntime-openvino is installed in onnxruntime's place: the precision, and the way."""
+    import onnxruntime
+
+    from cxr_fast.onnx_miner import load_onnx_miner
+
+    if "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers():
+        return None
+    miner = load_onnx_miner(file, device="openvino")
+    return miner.precision, mining(miner)
 
 
 def eager(checkpoint: Path) -> Way:

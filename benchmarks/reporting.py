@@ -28,7 +28,7 @@ from cxr_fast.benchmarks.racing import Outcome, Timing
 PEER_PACKAGES = (
     "numpy", "opencv-python-headless", "connected-components-3d", "scipy", "scikit-image", "triton",
     "pillow", "isal", "imagecodecs", "cupy-cuda13x", "cupy-cuda12x", "kornia", "onnx",
-    "onnxruntime", "torchcam", "grad-cam",
+    "onnxruntime", "onnxruntime-openvino", "torchcam", "grad-cam",
 )  # fmt: skip
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +27,11 @@ from cxr_fast.rows import MinedBatch, Network, levels_of, peaks_of
 _PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+# Those that compute on a processor, each call on the thread that makes it.
+_ON_PROCESSOR = ("openvino", "cpu")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class OnnxMiner:
     session: Any
     metadata: ExportMetadata
     device: str
+    precision: str
 
     @property
     def network(self) -> Network:
@@ -46,7 +52,7 @@ class OnnxMiner:
             self.metadata.class_names,
             size,
             self.metadata.mining,
-            self.metadata.precision,
+            self.precision,
             self.device,
             {"onnxruntime": onnxruntime.__version__},
         )
@@ -59,7 +65,7 @@ class OnnxMiner:
     @property
     def reads_inline(self) -> bool:
         """See ``BatchMiner``."""
-        return self.device == "cpu"
+        return self.device in _ON_PROCESSOR
 
     @contextmanager
     def in_threads(self) -> Iterator[Callable[[], None]]:
@@ -124,8 +130,10 @@ def _mine(
 def load_onnx_miner(path: str | Path, precision: str = "auto", device: str = "auto") -> OnnxMiner:
     """Open a file that ``cxr-fast export --form cam`` wrote, on one device.
 
-    ``device`` is cpu, cuda, tensorrt, or auto: the first of tensorrt, cuda, cpu that this onnxruntime
-    has and that can be begun here; which one it is, ``where`` says. ``precision`` is the file's own.
+    ``device`` is cpu, openvino, cuda, tensorrt, or auto: the first of tensorrt, cuda, openvino, cpu
+    that this onnxruntime has and that can be begun here; which one it is, ``where`` says.
+    ``precision`` is the file's own, but for openvino, which computes any file in float32 or in
+    bfloat16: with ``auto`` in bfloat16 where the processor multiplies it.
 
     Raises ValueError, in a sentence, for a file that is damaged, is not ours, or is of another form,
     for a device that is not there, and for another precision than the file's.
@@ -138,10 +146,11 @@ def load_onnx_miner(path: str | Path, precision: str = "auto", device: str = "au
     if device != "auto" and device not in there:
         raise ValueError(
             f"the device {device} was asked for, but the onnxruntime {onnxruntime.__version__} that is "
-            f"installed has {', '.join(there)}; install onnxruntime-gpu for the others (without "
-            "onnxruntime beside it), or leave --device out"
+            f"installed has {', '.join(there)}; install onnxruntime-gpu for tensorrt and cuda, "
+            "onnxruntime-openvino for openvino (only one of them, and without onnxruntime beside it), "
+            "or leave --device out"
         )
-    session, chosen = _begin(str(path), there if device == "auto" else [device])
+    session, chosen = _begin(str(path), there if device == "auto" else [device], precision)
     metadata = from_properties(session.get_modelmeta().custom_metadata_map)
     _check_shapes(path, session, metadata)
     if metadata.form != "cam" or metadata.input.raw or metadata.input.size is None:
@@ -152,12 +161,13 @@ def load_onnx_miner(path: str | Path, precision: str = "auto", device: str = "au
             + (", --size dynamic" if metadata.input.size is None and not metadata.input.raw else "")
             + "; export the model with --form cam alone"
         )
-    if precision not in ("auto", metadata.precision):
+    computed = openvino_precision(precision) if chosen == "openvino" else metadata.precision
+    if precision not in ("auto", computed):
         raise ValueError(
             f"{path} was exported in {metadata.precision}, but --precision is {precision}; leave it "
             f"out, or export the model with --dtype {precision}"
         )
-    return OnnxMiner(session, metadata, chosen)
+    return OnnxMiner(session, metadata, chosen, computed)
 
 
 def _check_shapes(path: str | Path, session: Any, metadata: ExportMetadata) -> None:
@@ -207,19 +217,46 @@ def _available() -> Sequence[str]:
     return available
 
 
-def _begin(path: str, devices: Sequence[str]) -> tuple[Any, str]:
+def openvino_precision(precision: str) -> str:
+    """What openvino computes in: bfloat16 where it is asked for, or by ``auto`` where that is quick."""
+    multiplies = {"avx512_bf16", "amx_bf16"} & set(_processor_flags())
+    return "bfloat16" if precision == "bfloat16" or (precision == "auto" and multiplies) else "float32"
+
+
+def _processor_flags() -> Sequence[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return ()
+    return next((line.split() for line in lines if line.startswith("flags")), [])
+
+
+def _openvino_options(precision: str) -> dict[str, str]:
+    """A stream for each thread that calls, as the packed networks of torch have it, and the precision.
+
+    One thread's calls would otherwise wait for those of the other.
+    """
+    cores = str(len(os.sched_getaffinity(0)))
+    hint = {"bfloat16": "bf16", "float32": "f32"}[openvino_precision(precision)]
+    names = {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": hint}
+    return {"device_type": "CPU", "load_config": json.dumps({"CPU": names})}
+
+
+def _begin(path: str, devices: Sequence[str], precision: str) -> tuple[Any, str]:
     """A session on the first of the devices that can be begun."""
     for device in devices:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, too
-        if device == "cpu":
+        if device in _ON_PROCESSOR:
             # Each thread of the pipeline runs the network for itself.
             options.intra_op_num_threads = options.inter_op_num_threads = 1
         provider = _PROVIDERS[device]
         # Behind it the processor, for what the provider has no kernel of.
         providers = list(dict.fromkeys([provider, _PROVIDERS["cpu"]]))
+        own = _openvino_options(precision) if device == "openvino" else {}
+        settings = [own if name == provider else {} for name in providers]
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=providers)
+            session = onnxruntime.InferenceSession(path, options, providers, settings)
         except Exception as error:  # onnxruntime's own classes, which have no base of their own
             raise ValueError(_why_not(path, str(error))) from error
         # Where a provider's libraries are missing, onnxruntime goes on without it and without a word.

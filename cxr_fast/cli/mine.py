@@ -71,7 +71,7 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
               help="Images of one part, which is written whole or not at all.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True,
               help="auto (every GPU, or else the processor), cpu, cuda, cuda:0,cuda:1; of an .onnx "
-              "file auto, tensorrt, cuda, cpu.")  # fmt: skip
+              "file auto, tensorrt, cuda, openvino, cpu.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This machine, or the Ray cluster that RAY_ADDRESS names.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1),

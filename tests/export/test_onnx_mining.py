@@ -185,9 +185,9 @@ def test_files_and_devices_that_cannot_be(
     _, file = exported(CARDS["raw"], tmp_path)
     with pytest.raises(ValueError, match=r"exported in float32, but --precision is bfloat16"):
         load_onnx_miner(file, precision="bfloat16")
-    with pytest.raises(ValueError, match=r"must be auto, tensorrt, cuda, cpu, but is 'cuda:1'"):
+    with pytest.raises(ValueError, match=r"must be auto, tensorrt, cuda, openvino, cpu, but is"):
         load_onnx_miner(file, device="cuda:1")
-    with pytest.raises(ValueError, match=r"the device tensorrt was asked for, but .* has cpu;"):
+    with pytest.raises(ValueError, match=r"the device tensorrt was asked for, but .* has .*cpu;"):
         load_onnx_miner(file, device="tensorrt")
     # A provider that onnxruntime has, but whose libraries this machine lacks, is never run silently.
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -203,6 +203,44 @@ def test_files_and_devices_that_cannot_be(
     arguments = ["mine", str(images), "--model", str(file), "--out", str(tmp_path / "run")]
     told = CliRunner().invoke(main, [*arguments, "--engine", "ray"]).output
     assert "--engine ray takes a checkpoint" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "computed"),
+    [
+        ("fpu avx512_bf16 amx_tile", "auto", "bfloat16"),
+        ("fpu amx_bf16", "auto", "bfloat16"),
+        ("fpu avx512f", "auto", "float32"),
+        ("fpu avx512_bf16", "float32", "float32"),
+        ("fpu", "bfloat16", "bfloat16"),
+        ("fpu", "float16", "float32"),  # which is then said to be another than what was asked for
+    ],
+)
+def test_the_precision_of_openvino(
+    flags: str, asked: str, computed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_miner, "_processor_flags", flags.split)
+    assert onnx_miner.openvino_precision(asked) == computed
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="onnxruntime-openvino is not installed in onnxruntime's place",
+)
+def test_openvino_computes_the_same(images: Path, tmp_path: Path) -> None:
+    _, file = exported(CARDS["components"], tmp_path)
+    miner, own = load_onnx_miner(file, "float32", "openvino"), load_onnx_miner(file, device="cpu")
+    assert "openvino (OpenVINOExecutionProvider of" in miner.where
+    pixels = np.random.default_rng(3).random((8, 64, 64), np.float32)
+    sizes = np.full((8, 2), 64.0)
+    got, expected = (m.mine_batch(pixels, sizes, False).details() for m in (miner, own))
+    np.testing.assert_allclose(got.cam, expected.cam, atol=1e-4)
+    half = load_onnx_miner(file, "bfloat16", "openvino")
+    assert half.network.precision == "bfloat16"
+    rounded = half.mine_batch(pixels, sizes, False).details().cam
+    assert 1e-4 < np.abs(rounded - expected.cam).max() / np.abs(expected.cam).max() < 0.1
+    with pytest.raises(ValueError, match=r"--precision is float16"):
+        load_onnx_miner(file, "float16", "openvino")
 
 
 def _without_metadata(model: onnx.ModelProto) -> None:
