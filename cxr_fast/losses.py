@@ -42,9 +42,9 @@ def knowledge_preservation(
     anchor: Mapping[str, Tensor],
     layers: Sequence[str] = PRESERVED_LAYERS,
 ) -> Tensor:
-    """How far a network has moved from its frozen start on the images that are not erased.
+    """How far a network has moved from its frozen start on the images that are not erased. ::
 
-    L_KP = 1/|K| * sum over k in K of  1/M * sum over images of ||g(A_k) - g(B_k)||_2
+        L_KP = 1/|K| * sum over k in K of  1/M * sum over images of ||g(A_k) - g(B_k)||_2
 
     g is global average pooling. The distance is one l2 norm an image, then the mean over images; its
     gradient where both agree, as they do before the first update, is 0.

@@ -1,7 +1,7 @@
 """What an exported file says of itself: the contract between who exports a model and who runs it.
 
 One JSON object under the key ``cxr_fast``, in the metadata of an ONNX file and beside a torch.export
-program:
+program::
 
     {"format": "cxr_fast.export", "version": 1, "cxr_fast": "0.1.0", "form": "end2end",
      "precision": "float32", "class_names": [...], "pooling": "gap", "sharpness": 4.0,
