@@ -92,7 +92,7 @@ class InputContract:
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """An exported file. ValueError, in a sentence, for a value that cannot be.
+    """An exported file. TypeError, ValueError, in a sentence, for a value that cannot be.
 
     ``form``: ``cam`` gives ``logits`` [N, C] and ``cam`` [N, C, H, W], both float32; ``end2end`` gives
     ``logits``, ``boxes`` [N, C, K, 4] float32 (x1, y1, x2, y2), ``scores`` [N, C, K] float32 and

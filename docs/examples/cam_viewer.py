@@ -59,7 +59,8 @@ def draw_grid(images: np.ndarray, logits: Tensor, cams: Tensor, names: Sequence[
             heat = Image.fromarray((scaled[row, column].numpy() * 255).astype(np.uint8))
             opacity = heat.resize((CELL, CELL), Image.Resampling.BILINEAR).point(lambda v: v * 3 // 4)
             place = ((column + 1) * CELL, top + MARGIN)
-            sheet.paste(Image.composite(Image.new("RGB", picture.size, "#ff9500"), picture, opacity), place)
+            orange = Image.new("RGB", picture.size, "#ff9500")
+            sheet.paste(Image.composite(orange, picture, opacity), place)
             pen.text((place[0] + 4, top + 3), f"{name} {probability[row, column]:.2f}", fill="#c8ced6")
     return sheet
 
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batch = normalise(torch.from_numpy(images)[:, None], card)
     logits, cams = class_activation_maps(model, batch, features="msa", head="fc")
     draw_grid(images, logits, cams, card.class_names).save(asked.out)
-    print(f"{asked.out}: {len(images)} images, {len(card.class_names)} classes, maps of {cams.shape[2]} cells")
+    print(f"{asked.out}: CAMs [N, C, H, W] = {list(cams.shape)}")
 
 
 if __name__ == "__main__":

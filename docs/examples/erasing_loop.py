@@ -2,10 +2,10 @@
 
     python erasing_loop.py
 
-In adversarial erasing (Wei et al. 2017; ACoL, Zhang et al. 2018) a classifier is trained on the features,
-then on what is left of them when the region that it looked at is erased, and so on. ``logits_before`` is
-how that is usually written; ``logits_after`` gives the same logits and gradients. Nothing else in the loop
-changes.
+In adversarial erasing (Wei et al. 2017; ACoL, Zhang et al. 2018) a classifier is trained on the
+features, then on what is left of them when the region that it looked at is erased, and so on.
+``logits_before`` is how that is usually written; ``logits_after`` gives the same logits and gradients.
+Nothing else in the loop changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ THRESHOLD = 0.5  # of a map's range: what counts as the region looked at
 
 
 def logits_before(features: Tensor, head: nn.Linear) -> Tensor:
-    """features [N, D, H, W] -> logits [N, C, T]: an erased copy of the features a class, labels by scipy."""
+    """Features [N, D, H, W] -> logits [N, C, T]; an erased copy of the features for each class."""
     from scipy import ndimage
 
     alive = features.new_ones(len(features), head.out_features, *features.shape[2:])
@@ -50,7 +50,7 @@ def logits_before(features: Tensor, head: nn.Linear) -> Tensor:
 
 
 def logits_after(features: Tensor, head: nn.Linear) -> Tensor:
-    """features [N, D, H, W] -> logits [N, C, T], the same: three calls, no copy, no trip to the CPU."""
+    """Features [N, D, H, W] -> logits [N, C, T], the same, without copies or trips to the CPU."""
     cam = ops.cam(features, head.weight)
     mined = ops.mine_attention(cam, steps=STEPS, threshold=THRESHOLD)
     return ops.masked_gap(cam, mined.erased_at, steps=STEPS) + head.bias[:, None]
@@ -68,7 +68,7 @@ class Network(nn.Module):
 
 
 def examples(count: int, generator: torch.Generator, classes: int = 4) -> tuple[Tensor, Tensor]:
-    """Images [N, 1, 64, 64] of stripes at two places, and labels [N, C]: a class is a direction of stripes."""
+    """Images [N, 1, 64, 64] with two striped spots each; labels [N, C]: their direction."""
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     images = 0.3 * torch.randn(count, 1, 64, 64, generator=generator)
     labels = torch.zeros(count, classes)
@@ -82,7 +82,9 @@ def examples(count: int, generator: torch.Generator, classes: int = 4) -> tuple[
     return images, labels
 
 
-def train(logits_of: Callable[[Tensor, nn.Linear], Tensor], updates: int = 60) -> tuple[list[float], float]:
+def train(
+    logits_of: Callable[[Tensor, nn.Linear], Tensor], updates: int = 60
+) -> tuple[list[float], float]:
     """The loop that is left alone: losses of all updates, and the seconds that erasure took."""
     torch.manual_seed(0)
     network, generator = Network(), torch.Generator().manual_seed(1)
@@ -107,7 +109,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     """Train the same network both ways."""
     for name, logits_of in (("before", logits_before), ("after", logits_after)):
         losses, seconds = train(logits_of)
-        print(f"{name:7}loss {losses[0]:.4f} -> {losses[-1]:.4f}, {seconds * 1000 / len(losses):6.2f} ms an update")
+        each = seconds * 1000 / len(losses)
+        print(f"{name:7}loss {losses[0]:.4f} -> {losses[-1]:.4f}, {each:6.2f} ms an update")
 
 
 if __name__ == "__main__":
