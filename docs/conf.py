@@ -17,11 +17,12 @@ exclude_patterns = ["recipes"]
 suppress_warnings = ["ref.python"]
 
 myst_heading_anchors = 4  # headings as GitHub names them, so that a link works in both places
+smartquotes = False
 highlight_language = "none"  # a block without a language is not Python
 
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike", "npt.NDArray": "NDArray"}
 autodoc_member_order = "bysource"
-autodoc_default_options = {"exclude-members": "count, index"}  # of tuples, that no field means
 python_maximum_signature_line_length = 88
 python_display_short_literal_types = True
 napoleon_numpy_docstring = False
@@ -70,7 +71,15 @@ def give_tables_a_title(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = f"# {EVIDENCE.get(folder, folder)}: {table}\n\n{source[0]}"
 
 
+def leave_out_bare_fields(
+    app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object
+) -> bool:
+    """Fields of tuples, whose docstring is Python's own: the class says what each one is."""
+    return skip or str(getattr(thing, "__doc__", "")).startswith("Alias for field number")
+
+
 def setup(app: Sphinx) -> None:
-    """Both happen before Markdown is parsed."""
+    """What pages and docstrings need before they are read."""
     app.connect("source-read", leave_out_missing_pages)
     app.connect("source-read", give_tables_a_title)
+    app.connect("autodoc-skip-member", leave_out_bare_fields)

@@ -1,4 +1,4 @@
-"""A newcomer's path: the commands of README, "five minutes" and "operators", verbatim, in a clean clone.
+"""A newcomer's path: the commands of README, "five minutes" and "operators", in a clean clone.
 
 The environment is the one that the first of them, ``make demo``, makes. What stands in capitals is the
 reader's; here it is what the commands before have drawn.
@@ -73,4 +73,5 @@ def test_a_newcomer(tmp_path: Path) -> None:
         assert (clone / made).exists(), made
     assert (clone / "runs/base/best.safetensors").exists()
     assert "before loss" in done.stdout
+    assert done.stdout.count("the same components") == 2
     assert "torch.Size([8, 14, 3])" in done.stdout
