@@ -29,7 +29,7 @@ endif
 TOOLS := $(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "ninja>=1.11" \
   "cmake>=3.25"
 
-.PHONY: help demo test test-slow check bench wheel demo-model clean
+.PHONY: help demo test test-slow check bench docs docs-links wheel demo-model clean
 
 help:  ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ $(VENV)/.installed-$(TORCH): $(SOURCES) | $(BIN)/python
 
 $(VENV)/.installed-$(TORCH)-dev: $(VENV)/.installed-$(TORCH)
 	$(INSTALL) ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-$(TORCH)-docs: $(VENV)/.installed-$(TORCH)
+	$(INSTALL) ".[docs]"
 	@touch $@
 
 demo: $(VENV)/.installed-$(TORCH)  ## Draw an archive of phantoms, mine it, judge the boxes
@@ -76,6 +80,13 @@ check: $(VENV)/.installed-$(TORCH)-dev  ## Lint, types, layers, C++ format
 
 bench: $(VENV)/.installed-$(TORCH)-dev  ## Race the operators against their peers
 	$(BIN)/cxr-fast bench --out benchmarks/results
+
+docs: $(VENV)/.installed-$(TORCH)-docs  ## Build the pages into build/docs; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+docs-links: $(VENV)/.installed-$(TORCH)-docs  ## Fetch the links of the pages to elsewhere
+	$(BIN)/sphinx-build -q -b linkcheck docs build/docs-links
 
 wheel: $(BIN)/python  ## Build the wheel into dist/
 	$(TOOLS)

@@ -28,9 +28,9 @@ def classification_loss(logits: Tensor, labels: Tensor, balance: str = "none") -
 
 
 def pooled(output: Tensor) -> Tensor:
-    """Global average pooling, g of Eq. 2: [N, D, H, W] -> [N, D], float32 at least.
+    """Global average pooling, g of Eq. 2, of ``output`` [N, D, H, W] -> [N, D], float32 at least.
 
-    [N, D] is returned as it is, at least float32, too.
+    An output [N, D] is returned as it is, at least float32, too.
     """
     # Autocast gives half precision, whose difference of two like numbers has few digits left.
     wide = torch.promote_types(output.dtype, torch.float32)
@@ -42,9 +42,9 @@ def knowledge_preservation(
     anchor: Mapping[str, Tensor],
     layers: Sequence[str] = PRESERVED_LAYERS,
 ) -> Tensor:
-    """How far a network has moved from its frozen start on the images that are not erased.
+    """How far a network has moved from its frozen start on the images that are not erased. ::
 
-    L_KP = 1/|K| * sum over k in K of  1/M * sum over images of ||g(A_k) - g(B_k)||_2
+        L_KP = 1/|K| * sum over k in K of  1/M * sum over images of ||g(A_k) - g(B_k)||_2
 
     g is global average pooling. The distance is one l2 norm an image, then the mean over images; its
     gradient where both agree, as they do before the first update, is 0.
@@ -52,7 +52,8 @@ def knowledge_preservation(
     Args:
         current: name -> output of that layer of the network in training, [M, D, H, W] or, pooled
             already (logits are), [M, D]; any float dtype.
-        anchor: the same of the starting network, in eval mode. No gradient flows into it.
+        anchor: the same of the starting network in eval mode, [M, D, H, W] or [M, D]. No gradient
+            flows into it.
         layers: K by name; the paper's are the default.
 
     Returns:

@@ -119,7 +119,7 @@ class Miner:
 
     @torch.inference_mode()
     def mine(self, images: Tensor, image_sizes: Tensor) -> Mined:
-        """Mine images [N, S, S] float32 in [0, 1]; ``image_sizes`` [N, 2] height and width."""
+        """Mine images [N, S, S] float32 in [0, 1]; ``image_sizes`` [N, 2] height, width in pixels."""
         cam = self.model(self.prepare(images))
         logits, result = mine_maps(self.model, self.settings, cam, image_sizes)
         return Mined(logits.sigmoid(), result)
@@ -144,7 +144,10 @@ def _on_host(result: ops.MiningResult) -> runtime.MiningResult:
 def mine_maps(
     model: FoldedClassifier, settings: MiningSettings, cam: Tensor, image_sizes: Tensor
 ) -> tuple[Tensor, ops.MiningResult]:
-    """Logits [N, C] with nothing erased, and what mining makes of cam [N, C, H, W] of ``model``."""
+    """Logits [N, C] with nothing erased, and what mining makes of cam [N, C, H, W] of ``model``.
+
+    ``image_sizes`` [N, 2] height and width in pixels.
+    """
     s = settings
     if s.select == "regions":
         return model.logits(cam), mine_regions(cam, s, image_sizes, model.bias)
@@ -174,7 +177,8 @@ def mine_regions(
 
     Maps are enlarged first, so the result's are [N, C, H * upsample, W * upsample]. A step that erases
     nothing has no box. Scores fall from 1: the peak of what a step saw over that of the first, both
-    above the first step's lowest value. ``image_sizes`` [N, 2] height and width, ``bias`` [C].
+    above the first step's lowest value. ``image_sizes`` [N, 2] height and width in pixels,
+    ``bias`` [C]. Not in the paper: steps are those of Sec. 3.2, boxes are not of the heatmap.
     """
     enlarged = cam.float()
     if settings.upsample > 1:
@@ -252,7 +256,10 @@ def load_miners(
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """What ``auto`` means here: bfloat16 where the hardware multiplies it, float32 elsewhere."""
+    """What ``auto`` means here: bfloat16 where the hardware multiplies it, float32 elsewhere.
+
+    ValueError for float16 on a processor.
+    """
     if precision == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -74,6 +74,9 @@ def label_components(mask: Tensor, connectivity: int = 8) -> Tensor:
 
     0 is background; components count 1..n in row-major order of their first pixel, each image on
     its own. ``connectivity`` is 4 or 8.
+
+    Source: the least index spreads to neighbours until nothing changes, with pointer jumping
+    (Shiloach and Vishkin 1982).
     """
     height, width = mask.shape[-2:]
     area = height * width
@@ -188,7 +191,9 @@ def aggregate_heatmap(cam: Tensor, mined: MinedAttention, mode: str = "normalize
 
 
 def upsample_bilinear(heatmap: Tensor, factor: int) -> Tensor:
-    """Bilinear upsampling [..., H, W] -> [..., H*r, W*r], align_corners=False, float32.
+    """Bilinear upsampling of heatmap [..., H, W] to [..., H * r, W * r], r = ``factor``, float32.
+
+    Pixel centres lie at halves (align_corners=False): enlarges heatmaps before they are cut (Sec. 3.2).
 
     Along x, then along y, each as ``a + w * (b - a)`` with every operation rounded: one stated
     order, so that a threshold on the result cuts the same pixels everywhere.
@@ -217,7 +222,7 @@ def heatmap_boxes(
     upsample: int = 1,
     connectivity: int = 8,
 ) -> HeatmapBoxes:
-    """Boxes from heatmaps [N, C, H, W] by cutting at several intensities (Sec. 3.2).
+    """Boxes from heatmap [N, C, H, W] by cutting at several intensities (Sec. 3.2).
 
     Each map is min-max normalised first (an identity on ``mode="normalized"`` heatmaps), then
     upsampled ``upsample`` times. ``select="components"``: a tight box around each component of
@@ -225,7 +230,7 @@ def heatmap_boxes(
     component that holds the first maximum. Score = mean of the heatmap over the box. Ranked by
     (score, area, y1, x1, y2, x2), the larger score and area first; a box whose IoU with a better
     one that is kept exceeds ``max_overlap`` is dropped. A map that is constant or not finite has
-    none. ``image_size``: (height, width), or [N, 2], one row an image.
+    none. ``image_size``: (height, width) in pixels, or [N, 2], one row an image.
     """
     count_n, count_c, rows, columns = heatmap.shape
     device = heatmap.device
@@ -329,7 +334,10 @@ def mine_cam(
     max_overlap: float = 0.5,
     upsample: int = 1,
 ) -> MiningResult:
-    """Everything after the CAM; ``bias`` [C] is added to the logits of every step."""
+    """Everything after the CAM; ``bias`` [C] is added to the logits of every step.
+
+    cam [N, C, H, W]; the settings are those of ``cxr_fast.ops.mine_cam``.
+    """
     mined = mine_attention(cam, steps, threshold, connectivity)
     logits = masked_gap(cam, mined.erased_at, steps)
     if bias is not None:
@@ -344,5 +352,8 @@ def mine_cam(
 def attention_mining(
     features: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **settings: Any
 ) -> MiningResult:
-    """``mine_cam`` on ``cam(features, weight)``, with the same settings."""
+    """``mine_cam`` on ``cam(features, weight)``, with the same settings.
+
+    Arguments and results as of ``cxr_fast.ops.attention_mining``.
+    """
     return mine_cam(cam(features, weight), bias, *args, **settings)

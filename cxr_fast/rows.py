@@ -35,10 +35,11 @@ class MinedBatch(NamedTuple):
     """What is kept of a batch of N images and C classes, in host memory.
 
     ``probability`` [N, C] float32 of step 1; ``boxes`` [N, C, K, 4], ``scores`` [N, C, K] and
-    ``counts`` [N, C] as ``ops.heatmap_boxes`` gives them; ``peak`` [N, C] int64, the place (row-major)
-    of the first largest cell of a heatmap of ``map_size`` = (H, W) cells, -1 where it is constant;
-    ``heatmap`` [N, C, H, W] uint8 from the least (0) to the largest (255) value of each, if asked
-    for; ``finite`` [N], False where a CAM overflowed. ``details`` gives all that the operators made.
+    ``counts`` [N, C] as ``ops.heatmap_boxes`` gives them, boxes in pixels of each image; ``peak``
+    [N, C] int64, the place (row-major) of the first largest cell of a heatmap of ``map_size`` = (H, W)
+    cells, -1 where it is constant; ``heatmap`` [N, C, H, W] uint8 from the least (0) to the largest
+    (255) value of each, if asked for; ``finite`` [N], False where a CAM overflowed. ``details`` gives
+    all that the operators made.
     """
 
     probability: NDArray[np.float32]
@@ -76,7 +77,7 @@ class BatchMiner(Protocol):
     def mine_batch(
         self, images: NDArray[np.float32], image_sizes: NDArray[np.float64], heatmaps: bool
     ) -> MinedBatch:
-        """Mine images [B, S, S] in [0, 1]; ``image_sizes`` [B, 2] height and width."""
+        """Mine images [B, S, S] in [0, 1]; ``image_sizes`` [B, 2] height and width in pixels."""
 
 
 class Findings(NamedTuple):

@@ -30,7 +30,7 @@ class MinedAttention(NamedTuple):
 
 
 class HeatmapBoxes(NamedTuple):
-    """``boxes`` [N, C, K, 4], ``scores`` [N, C, K], ``counts`` [N, C], as in ``cxr_fast.ops``."""
+    """``boxes`` [N, C, K, 4] in pixels of the image, ``scores`` [N, C, K], ``counts`` [N, C]."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -38,7 +38,7 @@ class HeatmapBoxes(NamedTuple):
 
 
 class MiningResult(NamedTuple):
-    """All that ``attention_mining`` computes, as in ``cxr_fast.ops``."""
+    """What ``attention_mining`` gives: logits [N, C, T], cam and heatmap [N, C, H, W], and the rest."""
 
     logits: NDArray[np.float32]
     cam: FloatArray
@@ -162,7 +162,10 @@ def heatmap_boxes(
 def label_components(
     mask: NDArray[np.bool_], connectivity: int = 8, threads: int = 0
 ) -> NDArray[np.int32]:
-    """Number the connected components of every mask [..., H, W], as ``cxr_fast.ops``."""
+    """Number the connected components of every mask [..., H, W] bool, int32 of that shape.
+
+    Arguments, errors and source as ``cxr_fast.ops.label_components``.
+    """
     mask = np.ascontiguousarray(mask)
     checks.require_dtype("mask", mask.dtype, (np.dtype(np.bool_),))
     if mask.ndim < 2:
@@ -188,7 +191,10 @@ def mine_cam(
     upsample: int = DEFAULTS.upsample,
     threads: int = 0,
 ) -> MiningResult:
-    """Everything after the CAM [N, C, H, W], in one pass; as ``cxr_fast.ops.mine_cam``."""
+    """Everything after the CAM [N, C, H, W], in one pass.
+
+    Arguments, results and errors as ``cxr_fast.ops.mine_cam``.
+    """
     maps = _maps("cam", cam)
     checks.require_steps(steps)
     checks.require_threshold("threshold", threshold)
@@ -224,7 +230,8 @@ def mine_regions(
 ) -> MiningResult:
     """Mine cam [N, C, H, W] with a box around what each step erases, as ``mining.mine_regions``.
 
-    All maps of the result are enlarged, [N, C, H * upsample, W * upsample].
+    All maps of the result are enlarged, [N, C, H * upsample, W * upsample]. The other arguments, and
+    errors, are those of ``mine_cam``.
     """
     enlarged = _enlarged(_enlarged(_maps("cam", cam), upsample, 3), upsample, 2)
     mined = mine_attention(enlarged, steps, threshold, connectivity, threads=threads)
@@ -316,7 +323,7 @@ def attention_mining(
 
 
 def instruction_set() -> str:
-    """The kernels that this processor runs: portable, avx2 or avx512."""
+    """Say which kernels this processor runs: portable, avx2 or avx512 (CXR_FAST_ISA asks for less)."""
     return str(_numpy_ops.isa())
 
 

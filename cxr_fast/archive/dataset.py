@@ -58,7 +58,7 @@ class Archive:
         return self.splits[name]
 
     def patients(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The patient of each image, which must have a row in the label table."""
+        """The patients [N] int64 of N images; KeyError for one without a row in the label table."""
         rows = {image: row for row, image in enumerate(self.labels.images)}
         return self.labels.patients[[rows[name] for name in names]]
 
@@ -68,7 +68,7 @@ class ImageStack(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """N, S, S."""
+        """N, S, S: images, rows and columns of pixels."""
 
     def __len__(self) -> int: ...
 
@@ -145,7 +145,9 @@ def open_archive(
 def split_by_patient(
     patients: npt.NDArray[np.int64], share: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Divide images [N] into those to train on and those of held-back patients; indices, ascending.
+    """Divide N images into those to train on and those of held-back patients: indices [M] and [N - M].
+
+    ``patients`` [N] int64 has the patient of each image; the indices ascend.
 
     ``round(share * patients)`` patients are held back, whole. Who they are follows from ``seed`` and
     the patient's number by a hash, so it is the same on every machine, whatever the order of images.
@@ -177,7 +179,7 @@ def load_images(
     threads: int = 2,
     progress: Progress | None = None,
 ) -> LabelledImages:
-    """Give images by name, resized to ``input_size`` squares, with what the table says of them.
+    """Give images by name, resized to squares of ``input_size`` pixels, with what the table says.
 
     ``cache`` and the errors are those of ``resize_images``; ValueError, too, for a name that has no
     row in the label table, or no file.

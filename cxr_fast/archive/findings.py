@@ -98,13 +98,16 @@ class RunFolder:
         maps: pa.Table | Mapping[str, Any] | None = None,
         beside: Mapping[str, pa.Table] | None = None,
     ) -> None:
-        """Commit one shard; see the function ``write_shard``."""
+        """Commit one shard as the function ``write_shard`` does; ValueError once the run is closed."""
         if self._lock < 0:
             raise ValueError(f"the run in {self.path} is closed")
         write_shard(self.path, shard, findings, errors, maps, beside)
 
     def count_errors(self) -> int:
-        """Return how many images of the finished shards were unreadable."""
+        """Return how many images of the finished shards were unreadable.
+
+        Raises RunFolderError where the folder has become no run.
+        """
         parts = _finished_parts(self.path, "errors")
         return sum(pq.read_metadata(part).num_rows for part in parts)
 
@@ -180,7 +183,8 @@ def write_shard(
     write for the one that holds it; different shards may be written at the same time.
 
     Raises FileExistsError if the shard is finished already, ValueError for a shard below 0 or
-    rows that do not fit the schema, OSError if the disk does not take them.
+    rows that do not fit the schema, RunFolderError if ``path`` holds a broken run, OSError if the
+    disk does not take the rows.
     """
     folder = Path(path)
     if shard < 0:
@@ -260,7 +264,10 @@ def run_class_names(path: str | Path) -> tuple[str, ...]:
 
 
 def run_settings(path: str | Path) -> dict[str, Any]:
-    """Return the settings of the run in a folder; nothing where there is none."""
+    """Return the settings of the run in a folder; nothing where there is none.
+
+    Raises RunFolderError for a run of another version, or whose run.json is broken.
+    """
     return _settings_in(Path(path)) or {}
 
 

@@ -100,7 +100,10 @@ def resize(image: Pixels, size: int) -> NDArray[np.float32]:
     """Stretch an image [H, W] to float32 [size, size], bilinear with antialiasing.
 
     The definition, for each axis of n pixels on its own: with s = n / size, output i is the mean
-    of the pixels j weighted with the triangle max(0, 1 - |j + 0.5 - (i + 0.5) s| / max(s, 1)),
+    of the pixels j weighted with the triangle ::
+
+        max(0, 1 - |j + 0.5 - (i + 0.5) s| / max(s, 1))
+
     where pixels beyond the edge have weight 0. That is plain bilinear (half-pixel centres) when it
     enlarges, and widens by s when it reduces, so that no pixel of a fine structure is skipped.
     Pixels are not rounded on the way: unlike an 8-bit resize, the result keeps its fractions.

@@ -28,6 +28,9 @@ _MEAN_IMAGES, _MOST_IMAGES = 160, 512  # of a shard: 40 and 128 MiB for inputs o
 class ResizedImages:
     """N images, uint8 [N, S, S], that are read when they are asked for; see ``resize_images``.
 
+    S is ``size`` pixels. ``pixels`` uint8 [N, S, S] holds them where there is no cache, ``shards``
+    say where they lie where there is one.
+
     Indexed like an array in its first axis: an integer array [n] or a slice gives a copy
     uint8 [n, S, S], an integer [S, S]. Threads may share it; pickled, it takes the names along and
     no pixels, unless it has no cache.
@@ -84,7 +87,7 @@ def resize_images(
     threads: int = 2,
     progress: Progress | None = None,
 ) -> ResizedImages:
-    """Stretch images to ``input_size`` squares, bilinear from the original, rounded to uint8.
+    """Stretch images to squares of ``input_size`` pixels, bilinear from the original, rounded to uint8.
 
     With ``cache``, a folder that is made if need be, they are written there, N S^2 bytes in all,
     and what is there already is not made again; several processes may ask for the same images at

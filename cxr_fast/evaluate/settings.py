@@ -28,7 +28,7 @@ class EvaluationOptions:
     ``afp_bounds`` is ``"none"``, ``"paper"`` or a CSV file. ``image_order`` orders the list B: by the
     first appearance of each image in the box table and then as in the run, or as in the run. It matters
     with bounds only. ``resample`` says what the bootstrap draws. ``findings``: None for all that the
-    table names.
+    table names. ValueError for a value out of range.
     """
 
     overlap_thresholds: tuple[float, ...] = THRESHOLDS
@@ -57,7 +57,7 @@ class EvaluationOptions:
 
 
 class AurocScores(NamedTuple):
-    """AUROC of each class of the run over ``images`` images, and how many of them are positive."""
+    """AUROC of each class of the run over ``images`` images, ``positives`` [C] of them positive."""
 
     findings: tuple[str, ...]
     interval: metrics.AurocInterval
@@ -67,7 +67,9 @@ class AurocScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``evaluate_run`` found. ``missing`` says of each metric that is left out why."""
+    """What ``evaluate_run`` found. ``missing`` says of each metric that is left out why;
+    ``bounds`` [C, K] where AFP stops, for each finding and threshold; infinity for nowhere.
+    """
 
     options: EvaluationOptions
     findings: tuple[str, ...]

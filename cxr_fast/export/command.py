@@ -33,10 +33,10 @@ def export_model(
 ) -> ExportMetadata:
     """Write ``model`` (a checkpoint, or ``"demo"``) to the new file ``out``, whole or not at all.
 
-    ``size`` is the side of the images, the model's own by default. What the rest means, and what the
-    file then takes and gives, is in ``ExportMetadata``. The same arguments give the same bytes of an
-    ONNX file. Raises FileExistsError where there is such a file, what ``load_checkpoint`` does, and
-    ValueError for what cannot be exported so.
+    ``size`` is the side of the images in pixels, the model's own by default. What the rest means, and
+    what the file then takes and gives, is in ``ExportMetadata``. The same arguments give the same
+    bytes of an ONNX file. Raises FileExistsError where there is such a file, what ``load_checkpoint``
+    does, and ValueError for what cannot be exported so.
     """
     target = Path(out)
     require_new(target)

@@ -1,7 +1,7 @@
 """What an exported file says of itself: the contract between who exports a model and who runs it.
 
 One JSON object under the key ``cxr_fast``, in the metadata of an ONNX file and beside a torch.export
-program:
+program::
 
     {"format": "cxr_fast.export", "version": 1, "cxr_fast": "0.1.0", "form": "end2end",
      "precision": "float32", "class_names": [...], "pooling": "gap", "sharpness": 4.0,
@@ -92,7 +92,7 @@ class InputContract:
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """An exported file. ValueError, in a sentence, for a value that cannot be.
+    """An exported file. TypeError, ValueError, in a sentence, for a value that cannot be.
 
     ``form``: ``cam`` gives ``logits`` [N, C] and ``cam`` [N, C, H, W], both float32; ``end2end`` gives
     ``logits``, ``boxes`` [N, C, K, 4] float32 (x1, y1, x2, y2), ``scores`` [N, C, K] float32 and

@@ -179,6 +179,8 @@ def acc_difference(
     the patient of each row of counts.
 
     Raises ValueError where the truths differ, for no runs, or for clusters of another length.
+
+    Source: the paired percentile bootstrap (Efron 1979).
     """
     runs = [[side] if isinstance(side, ImageCounts) else list(side) for side in (first, second)]
     if not all(runs):

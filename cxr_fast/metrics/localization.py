@@ -140,9 +140,10 @@ def localization_table(
 
 
 class ImageCounts(NamedTuple):
-    """What each image contributes to Acc and AFP of one class: int64 ``[I]`` each.
+    """What each of I images contributes to Acc and AFP of one class; int64.
 
-    ``truths`` ground-truth boxes, of which ``found`` were hit, and ``false_positives`` that hit none.
+    ``truths`` ``[I]`` ground-truth boxes, of which ``found`` ``[I]`` were hit, and
+    ``false_positives`` ``[I]`` that hit none.
     Acc is ``found.sum() / truths.sum()``, AFP is ``false_positives.sum()`` over the images.
     """
 

@@ -31,10 +31,11 @@ _CHUNK = 32_000_000  # parts of cells held at a time
 
 
 class MapScores(NamedTuple):
-    """One metric over maps, by class: float64 ``[C]``, and over how many ``images``, int64 ``[C]``.
+    """One metric over maps, by class.
 
-    ``value`` is the mean over ``images`` pairs, with the ends of its bootstrapped 95% interval; NaN
-    without any. ``mean``, ``mean_low``, ``mean_high`` are over the classes that have one.
+    ``value`` float64 ``[C]`` is the mean over ``images`` int64 ``[C]`` pairs, ``low`` and ``high``
+    ``[C]`` the ends of its bootstrapped 95% interval; NaN without any. ``mean``, ``mean_low``,
+    ``mean_high`` are over the classes that have one.
     """
 
     value: FloatArray
@@ -63,6 +64,8 @@ def heatmap_peaks(heatmaps: npt.ArrayLike, image_sizes: npt.ArrayLike) -> FloatA
     float64 ``[M, 2]``, x and y in pixels; NaN for a constant map, which points nowhere.
 
     Raises ValueError for other shapes or a map that is not finite.
+
+    Source: what the pointing game asks (Zhang et al. 2016).
     """
     maps = _checked_maps(heatmaps)
     sizes = _checked_sizes(image_sizes, len(maps))

@@ -19,6 +19,8 @@ def iou(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.float64]:
     float64 ``[...]`` in [0, 1]; two boxes without area have IoU 0. For every pair of N and M boxes:
     ``iou(a[:, None], b[None])``, ``[N, M]``.
 
+    Source: Jaccard 1912; the measure of Wang et al. 2017.
+
     Raises ValueError for another shape, for a NaN or infinite corner, for x2 < x1 or y2 < y1.
     """
     return overlap_of(checked_boxes("first", first), checked_boxes("second", second), "iou")
@@ -27,8 +29,8 @@ def iou(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def iobb(detected: npt.ArrayLike, truth: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Intersection over the area of the *detected* box (Wang et al., 2017), leading axes broadcast.
 
-    Shapes, units, result and errors are those of :func:`iou`; not symmetric. A detected box without
-    area has IoBB 0.
+    ``detected`` and ``truth`` ``[..., 4]``; units, result and errors are those of :func:`iou`. Not
+    symmetric. A detected box without area has IoBB 0.
     """
     return overlap_of(checked_boxes("detected", detected), checked_boxes("truth", truth), "iobb")
 

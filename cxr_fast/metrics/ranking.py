@@ -14,7 +14,9 @@ _NORMAL_975 = 1.959963984540054  # the 97.5th percentile of the standard normal 
 
 
 class AurocInterval(NamedTuple):
-    """``area``, its standard error, and the ends of its 95% interval within [0, 1]: float64 ``[C]``."""
+    """``area`` ``[C]``, its standard ``error`` ``[C]``, and ``low`` and ``high`` ``[C]``, the ends of
+    its 95% interval within [0, 1]; float64.
+    """
 
     area: FloatArray
     error: FloatArray
@@ -31,6 +33,8 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
     all equal.
 
     Raises ValueError for other shapes, a NaN score, or a label that is neither 0 nor 1.
+
+    Source: Mann and Whitney 1947.
     """
     score, positive = _checked(scores, labels)
     twice, positives, negatives = _twice_mid_ranks(score), *_counts(positive)

@@ -97,9 +97,10 @@ def adopt_weights(
     """Write the state_dict ``file`` of a ResNet-18, -34 or -50 to the new checkpoint ``out``.
 
     ``source`` is the library whose way to prepare images the network was trained with; what is given
-    beside it takes its place. The rest is as in ``ModelCard``; weights are stored as float16 if
-    ``half``. Raises FileExistsError where ``out`` is, FileNotFoundError where ``file`` is not, and
-    ValueError for weights of another network and for what the file does not say and nobody gave.
+    beside it takes its place. The rest is as in ``ModelCard``, whose ``input_size`` in pixels is
+    ``size``; weights are stored as float16 if ``half``. Raises FileExistsError where ``out`` is,
+    FileNotFoundError where ``file`` is not, and ValueError for weights of another network and for
+    what the file does not say and nobody gave.
     """
     path, target = Path(file), Path(out)
     if source is not None and source not in get_args(Source):

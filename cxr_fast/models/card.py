@@ -140,7 +140,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that a model needs besides its weights. ValueError for a value outside its range.
+    """All that a model needs besides its weights. TypeError, ValueError for a value that cannot be.
 
     ``class_names`` name the C logits in order. Images are squares of ``input_size`` pixels, scaled
     to [0, 1], then ``(pixel - mean) / std``, both with one entry, or three for a network of three

@@ -91,7 +91,7 @@ class FoldedClassifier(nn.Module):
         return self.trunk.stages(images)
 
     def cam_from_taps(self, x_k: Tensor, x_k_minus_1: Tensor) -> Tensor:
-        """X_k [N, D_k, h, w], X_{k-1} [N, D_{k-1}, H, W] -> cam [N, C, H, W] float32.
+        """``x_k`` [N, D, h, w] and ``x_k_minus_1`` [N, E, H, W] -> cam [N, C, H, W] float32.
 
         The one place where features meet the classifier. [N, C, h, w] without aggregation, which
         leaves X_{k-1} unread.

@@ -112,7 +112,7 @@ class Classifier(ResNet):
         return x_k if self.msa is None else cast(Tensor, self.msa(x_k, x_k_minus_1))
 
     def layers(self, images: Tensor) -> dict[str, Tensor]:
-        """Collect what knowledge preservation (Eq. 4) may compare, in one forward pass.
+        """Collect what knowledge preservation (Eq. 4) may compare, of images [N, 1 or 3, S, S].
 
         ``bottleneck3`` and ``bottleneck4``, the outputs of layer3 and layer4 [N, D, H, W] (also
         where the blocks are no bottlenecks; one less each for a network of depth 3, and X_k behind its

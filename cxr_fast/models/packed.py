@@ -99,7 +99,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def pack(folded: FoldedClassifier, input_size: int) -> PackedClassifier:
-    """Make the same network with its convolutions packed, for images [N, 1 or 3, S, S].
+    """Make the same network with its convolutions packed, for images [N, 1 or 3, S, S] of S x S pixels.
 
     ``folded`` is on the processor, float32 or bfloat16; the result keeps of it the classifier's weights
     alone. Best with S = ``input_size`` and one thread an operator, which is how ``cxr_fast.archive``

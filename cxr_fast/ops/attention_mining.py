@@ -98,8 +98,8 @@ def mine_cam(
 ) -> MiningResult:
     """``attention_mining`` for someone who has the CAM already, as a folded network gives it.
 
-    Args, errors and results as there, with ``cam`` [N, C, H, W] (any float dtype) in place of
-    features and weight.
+    Arguments, errors, results and source as of ``attention_mining``, with ``cam`` [N, C, H, W] (any
+    float dtype) in place of features and weight.
     """
     library.require_float("cam", cam)
     checks.require_maps("cam", cam.shape)

@@ -17,11 +17,13 @@ def label_components(mask: Tensor, connectivity: int = 8) -> Tensor:
         connectivity: 4 (sides) or 8 (sides and corners).
 
     Returns:
-        int32 of the same shape: 0 = background, 1..n in row-major order of each component's first
+        [..., H, W] int32: 0 = background, 1..n in row-major order of each component's first
         pixel, each image on its own (as ``scipy.ndimage.label`` numbers them). Not differentiable.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape or connectivity, in a sentence.
+
+    Source: labels by union-find (Rosenfeld and Pfaltz 1966) over runs of pixels; on a GPU over pixels.
     """
     library.require_tensor("mask", mask)
     checks.require_dtype("mask", mask.dtype, (torch.bool,))

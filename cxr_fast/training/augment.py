@@ -21,6 +21,7 @@ class Augmentation:
     ``rotation`` in radians; ``zoom`` and ``gain`` (contrast about the middle grey) of the logarithm
     of the factor; ``shift`` in halves of the image's side; ``offset`` of the brightness, in [0, 1].
     ``flip`` is the chance of a mirror image: 0 unless said, as the heart has a side.
+    ValueError for a value outside [0, 1].
     """
 
     rotation: float = 0.06

@@ -49,7 +49,7 @@ def train_base(
     """Stage ``base``: train the network of ``card``, new or from ``imagenet`` weights.
 
     Shapes, files and errors: ``loop.train``. ``card`` may have an aggregation, which is then trained
-    with the rest from the beginning.
+    with the rest from the beginning; ValueError for settings of another stage.
     """
     _require_stage(settings, "base")
     torch.manual_seed(settings.seed)

@@ -68,8 +68,8 @@ class MiningStepSettings:
 
 
 class MiningLoss(NamedTuple):
-    """Scalars ``total`` (Eq. 6), ``classification``, ``preservation`` (without its weight, 0 where
-    the variant has none), and ``erased_at`` [n, C, H, W] uint8 of the first n images.
+    """``total`` (Eq. 6), ``classification`` and ``preservation`` (without its weight, 0 where the
+    variant has none), each a scalar, and ``erased_at`` [n, C, H, W] uint8 of the first n images.
     """
 
     total: Tensor

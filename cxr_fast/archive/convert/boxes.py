@@ -29,7 +29,7 @@ DECIMALS = 4
 @dataclass(frozen=True)
 class BoxFilter:
     """Which boxes are written: those at least this good, of these classes (none named: all), and of
-    each image and class the ``top`` best (None: all).
+    each image and class the ``top`` best (None: all). ValueError for a value out of range.
     """
 
     min_score: float = 0.0
