@@ -99,11 +99,11 @@ class Miner:
         flat = result.heatmap.flatten(2)
         lo, hi = flat.aminmax(dim=2)
         peak = torch.where(hi > lo, flat.argmax(dim=2), -1)  # the first of equal ones
-        levels = None
+        heatmap = levels = erased_at = None
         if heatmaps:
-            span = torch.where(hi > lo, hi - lo, 1.0)[..., None]
-            scaled = ((flat - lo[..., None]) / span * 255).round().to(torch.uint8)
-            levels = scaled.reshape(result.heatmap.shape).cpu().numpy()
+            heatmap = _levels(result.heatmap).cpu().numpy()
+            levels = _levels(result.cam).cpu().numpy()
+            erased_at = result.mined.erased_at.cpu().numpy()
         boxes, scores, counts = (part.cpu().numpy() for part in result.found)
         return MinedBatch(
             mined.probability.float().cpu().numpy(),
@@ -112,7 +112,9 @@ class Miner:
             counts,
             peak.cpu().numpy(),
             (result.heatmap.shape[2], result.heatmap.shape[3]),
+            heatmap,
             levels,
+            erased_at,
             (~result.mined.extent.isnan().flatten(1).any(1)).cpu().numpy(),
             lambda: _on_host(result),
         )
@@ -128,6 +130,14 @@ class Miner:
         """Normalised images [N, 1 or 3, S, S] on the device, channels_last."""
         images = images.to(self.device, non_blocking=True)
         return normalise(images[:, None], self.card).to(self.dtype)
+
+
+def _levels(maps: Tensor) -> Tensor:
+    """``rows.levels_of`` on the device."""
+    flat = maps.float().flatten(2)
+    lo, hi = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)
+    span = torch.where(hi > lo, hi - lo, 1.0)
+    return ((flat - lo) / span * 255).round().to(torch.uint8).reshape(maps.shape)
 
 
 def _on_host(result: ops.MiningResult) -> runtime.MiningResult:

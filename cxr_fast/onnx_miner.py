@@ -90,6 +90,8 @@ class OnnxMiner:
             *result.found,
             *peaks_of(result.heatmap),
             levels_of(result.heatmap) if heatmaps else None,
+            levels_of(result.cam) if heatmaps else None,
+            result.mined.erased_at if heatmaps else None,
             np.logical_not(np.isnan(result.mined.extent).any((1, 2, 3))),
             lambda: result,
         )

@@ -37,9 +37,9 @@ class MinedBatch(NamedTuple):
     ``probability`` [N, C] float32 of step 1; ``boxes`` [N, C, K, 4], ``scores`` [N, C, K] and
     ``counts`` [N, C] as ``ops.heatmap_boxes`` gives them, boxes in pixels of each image; ``peak``
     [N, C] int64, the place (row-major) of the first largest cell of a heatmap of ``map_size`` = (H, W)
-    cells, -1 where it is constant; ``heatmap`` [N, C, H, W] uint8 from the least (0) to the largest
-    (255) value of each, if asked for; ``finite`` [N], False where a CAM overflowed. ``details`` gives
-    all that the operators made.
+    cells, -1 where it is constant; if asked for, ``heatmap`` and ``cam`` [N, C, H, W] uint8 from the
+    least (0) to the largest (255) value of each, and ``erased_at`` [N, C, H, W] uint8; ``finite`` [N],
+    False where a CAM overflowed. ``details`` gives all that the operators made.
     """
 
     probability: NDArray[np.float32]
@@ -49,6 +49,8 @@ class MinedBatch(NamedTuple):
     peak: NDArray[np.int64]
     map_size: tuple[int, int]
     heatmap: NDArray[np.uint8] | None
+    cam: NDArray[np.uint8] | None
+    erased_at: NDArray[np.uint8] | None
     finite: NDArray[np.bool_]
     details: Callable[[], MiningResult]
 
@@ -100,7 +102,8 @@ class Maps(NamedTuple):
 
     ``image`` and ``class_index`` int64 [M], ``probability`` float32 [M], ``peak`` float32 [M, 2] (x, y
     of the centre of the first largest cell, in original pixels; NaN where the map is constant),
-    ``image_size`` int32 [M, 2] (height, width), ``heatmap`` uint8 [M, H, W], if they were asked for.
+    ``image_size`` int32 [M, 2] (height, width), ``heatmap``, ``cam`` and ``erased_at`` uint8 [M, H, W],
+    if they were asked for.
     """
 
     image: NDArray[np.int64]
@@ -109,6 +112,8 @@ class Maps(NamedTuple):
     peak: NDArray[np.float32]
     image_size: NDArray[np.int32]
     heatmap: NDArray[np.uint8] | None
+    cam: NDArray[np.uint8] | None
+    erased_at: NDArray[np.uint8] | None
 
 
 def peaks_of(heatmap: NDArray[np.float32]) -> tuple[NDArray[np.int64], tuple[int, int]]:
@@ -118,11 +123,11 @@ def peaks_of(heatmap: NDArray[np.float32]) -> tuple[NDArray[np.int64], tuple[int
     return np.where(varies, flat.argmax(2), -1), (heatmap.shape[2], heatmap.shape[3])
 
 
-def levels_of(heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """``heatmap`` of a ``MinedBatch`` from the heatmaps [N, C, H, W] themselves."""
-    lo, hi = heatmap.min((2, 3), keepdims=True), heatmap.max((2, 3), keepdims=True)
+def levels_of(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """``heatmap`` or ``cam`` of a ``MinedBatch`` from the maps [N, C, H, W] themselves."""
+    lo, hi = maps.min((2, 3), keepdims=True), maps.max((2, 3), keepdims=True)
     span = np.where(hi > lo, hi - lo, np.float32(1))
-    levels: NDArray[np.uint8] = np.nan_to_num(np.rint((heatmap - lo) / span * 255)).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.nan_to_num(np.rint((maps - lo) / span * 255)).astype(np.uint8)
     return levels
 
 
@@ -166,8 +171,9 @@ def maps_of(
     y = (place // width + 0.5) / height * size[:, 0]
     peak = np.stack([x, y], 1).astype(np.float32)
     peak[place < 0] = np.nan
-    heatmap = None if mined.heatmap is None else mined.heatmap[n, c]
-    return Maps(n, c, mined.probability[n, c], peak, size.astype(np.int32), heatmap)
+    kept = (mined.heatmap, mined.cam, mined.erased_at)
+    maps = (None if one is None else one[n, c] for one in kept)
+    return Maps(n, c, mined.probability[n, c], peak, size.astype(np.int32), *maps)
 
 
 def _kept(mined: MinedBatch, images: int, wanted: Sequence[Sequence[int]] | None) -> NDArray[np.bool_]:

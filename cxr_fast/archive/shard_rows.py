@@ -55,7 +55,7 @@ def shard_rows(
         "image_width": width,
     }
     if "heatmap" in maps:
-        mapped |= _heatmap_columns(maps["heatmap"])
+        mapped |= _map_columns({name: maps[name] for name in ("heatmap", "cam", "erased_at")})
     errors = tuple(error for o in outcomes for error in o.errors)
     notes = [{"image_id": name, "note": note} for o in outcomes for name, note in o.notes]
     tags = [{"image_id": name, **kept} for o in outcomes for name, kept in o.tags]
@@ -84,13 +84,15 @@ def _names(
     return {"image_id": ids.take(pa.array(row)), "class": classes}
 
 
-def _heatmap_columns(heatmap: np.ndarray) -> dict[str, Any]:
-    """Heatmaps uint8 [M, H, W] as bytes, without copying each."""
-    count, height, width = heatmap.shape
-    ends = np.arange(count + 1, dtype=np.int64) * (height * width)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(heatmap))]
-    return {
+def _map_columns(maps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Maps uint8 [M, H, W] as bytes, without copying each."""
+    count, height, width = next(iter(maps.values())).shape
+    ends = pa.py_buffer(np.arange(count + 1, dtype=np.int64) * (height * width))
+    columns: dict[str, Any] = {
         "height": np.full(count, height, np.int16),
         "width": np.full(count, width, np.int16),
-        "heatmap": pa.Array.from_buffers(pa.large_binary(), count, buffers),
     }
+    for name, each in maps.items():
+        buffers = [None, ends, pa.py_buffer(np.ascontiguousarray(each))]
+        columns[name] = pa.Array.from_buffers(pa.large_binary(), count, buffers)
+    return columns

@@ -332,6 +332,7 @@ def test_rows_that_do_not_fit_leave_no_trace(
 
 def test_maps_with_and_without_heatmaps(tmp_path: Path) -> None:
     heatmaps = {"height": [2, 2], "width": [3, 3], "heatmap": [bytes(range(6)), bytes(6)]}
+    heatmaps |= {"cam": [bytes(6), bytes(range(6))], "erased_at": [bytes([0, 0, 1, 1, 2, 0])] * 2}
     with open_run(tmp_path, {}) as run:
         run.write_shard(0, rows(0), maps=maps(0))
         run.write_shard(1, rows(1), maps={**maps(1), **heatmaps})

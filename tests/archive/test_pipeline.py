@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from cxr_fast.archive import pipeline
 from cxr_fast.archive.batches import Batch, RunOptions
 from cxr_fast.archive.findings import RunFolder, map_parts, open_run, read_errors, read_findings
 from cxr_fast.archive.images import list_images, read_image, to_input
+from cxr_fast.archive.overlays import step_maps
 from cxr_fast.archive.run import RunReport, TooManyErrorsError, mine_archive, run_settings
 from cxr_fast.archive.stages import Stages
 from cxr_fast.config import MiningSettings
@@ -224,6 +226,20 @@ def maps_in(run: Path) -> list[dict[str, object]]:
     ]
 
 
+def _kept_steps(row: dict[str, Any], steps: int) -> np.ndarray:
+    """Each step's attention [T, H, W] from what a run keeps, NaN where it was erased before."""
+    shape = (row["height"], row["width"])
+    cam, erased_at = (
+        np.frombuffer(row[name], np.uint8).reshape(shape).astype(int) for name in ("cam", "erased_at")
+    )
+    maps = []
+    for t in range(1, steps + 1):
+        alive = (erased_at == 0) | (erased_at >= t)
+        lo, hi = cam[alive].min(), cam[alive].max()
+        maps.append(np.where(alive, (cam - lo) / max(hi - lo, 1), np.nan))
+    return np.stack(maps)
+
+
 def test_maps_are_those_of_the_plain_network(
     folder: Path, tmp_path: Path, miner: Miner, classifier: torch.nn.Module
 ) -> None:
@@ -255,7 +271,13 @@ def test_maps_are_those_of_the_plain_network(
             peak = ((x + 0.5) / heatmap.shape[1] * pixels.shape[1],
                     (y + 0.5) / heatmap.shape[0] * pixels.shape[0])  # fmt: skip
             same_peak = np.allclose((row["peak_x"], row["peak_y"]), peak, atol=1e-3)
-            agreeing += same_peak and np.abs(kept / 255.0 - heatmap).max() < 0.004
+            same_map = np.abs(kept / 255.0 - heatmap).max() < 0.004
+            expected_steps = step_maps(
+                *(part[0, c].detach().numpy() for part in (result.cam, *result.mined))
+            )
+            same_steps = np.abs(_kept_steps(row, SETTINGS.steps) - expected_steps)
+            # A level is 1/255 of the whole map's range, and a step's range is a part of that.
+            agreeing += same_peak and same_map and np.nanmax(same_steps) < 0.02
     # The folded network's CAM differs by rounding, which can move a peak or an erased pixel.
     assert agreeing >= 0.97 * len(rows)
 
@@ -279,7 +301,7 @@ def test_maps_of_wanted_classes_and_of_maps_that_show_nothing(
     assert [(r["image_id"], r["class"]) for r in rows] == [(first, "A"), (third, "A"), (third, "C")]
     assert rows[0]["peak_x"] is rows[0]["peak_y"] is None
     assert None not in rows[1].values()
-    assert "heatmap" not in rows[0]
+    assert not {"heatmap", "cam", "erased_at"} & set(rows[0])
     assert first not in read_findings(tmp_path / "run")["image_id"].to_pylist()
 
 
