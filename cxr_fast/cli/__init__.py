@@ -19,6 +19,7 @@ from cxr_fast.cli.evaluate import evaluate
 from cxr_fast.cli.export import export
 from cxr_fast.cli.mine import mine
 from cxr_fast.cli.phantom import phantom
+from cxr_fast.cli.report import report
 from cxr_fast.cli.reproduce import reproduce
 from cxr_fast.cli.train import train
 
@@ -73,5 +74,18 @@ def main(debug: bool) -> None:
     """The command; what it does is in its subcommands."""
 
 
-for _command in (mine, convert, phantom, train, evaluate, reproduce, card, adopt, export, bench, env):
+for _command in (
+    mine,
+    convert,
+    phantom,
+    train,
+    evaluate,
+    report,
+    reproduce,
+    card,
+    adopt,
+    export,
+    bench,
+    env,
+):
     main.add_command(_command)

@@ -1,0 +1,156 @@
+/* Findings by the page: filters, order, cards. Only the cards of one page exist. */
+"use strict";
+
+(() => {
+  const { element, count, decimals, box, overlay, picture, say, fromQuery, toQuery, RANGES, SORTS } = cxrReport;
+  const CARDS = 24;
+  const WORDS = { archive: "archive", probability: "probability", score: "score", size: "box size", iou: "IoU with truth" };
+
+  let filter = null;
+  let order = new Uint32Array();
+
+  // The address is the filter: Back, bookmarks and a link to a colleague work.
+  function go(change) {
+    location.hash = `gallery?${toQuery({ ...filter, page: 0, ...change })}`;
+  }
+
+  function select(query) {
+    filter = fromQuery(query);
+    order = cxrReport.findings.select(filter);
+    return order;
+  }
+
+  const pages = () => Math.max(1, Math.ceil(order.length / CARDS));
+
+  function range(name, label, step, unit) {
+    const [low, high] = filter[name];
+    const input = (which, value) => element("input", {
+      type: "number", id: `filter-${name}-${which}`, min: RANGES[name][0], max: RANGES[name][1], step, value,
+      "aria-label": `${label}, ${which === "from" ? "at least" : "at most"}`,
+      onchange: () => {
+        const ends = ["from", "to"].map((end) => parseFloat(document.getElementById(`filter-${name}-${end}`).value));
+        go({ [name]: ends.map((end, i) => (Number.isFinite(end) ? end : RANGES[name][i])) });
+      },
+    });
+    return element("fieldset", { class: "range" }, element("legend", {}, label),
+      input("from", low), element("span", {}, "to"), input("to", high), element("span", {}, unit));
+  }
+
+  function choice(id, label, values, chosen, onchange) {
+    return element("label", {}, element("span", {}, label), element("select", { id, onchange },
+      ...values.map(([value, text]) => element("option", { value, selected: value === chosen }, text))));
+  }
+
+  function filters() {
+    const { summary } = cxrReport;
+    const classes = element("fieldset", { id: "filter-class" }, element("legend", {}, "Class"),
+      ...summary.classes.map((name, c) => element("label", { class: "check" },
+        element("input", { type: "checkbox", value: c, checked: filter.classes.includes(c), onchange: () => go({
+          classes: [...document.querySelectorAll("#filter-class input:checked")].map((one) => Number(one.value)) }) }),
+        element("span", {}, name))));
+    return element("form", { id: "filters", "aria-label": "Filters", onsubmit: (event) => event.preventDefault() },
+      element("label", {}, element("span", {}, "Image contains"), element("input", { type: "search", id: "filter-text",
+        value: filter.text, onchange: (event) => go({ text: event.target.value }) })),
+      classes,
+      range("probability", "Probability", 0.05, ""),
+      range("score", "Score", 0.05, ""),
+      range("size", "Box size", 0.5, "%"),
+      summary.truth ? range("iou", "IoU with truth", 0.05, "") : null,
+      choice("filter-mark", "Mark", [["", "any"], ["none", "not marked"], ["accept", "accepted"], ["reject", "rejected"]],
+        filter.mark, (event) => go({ mark: event.target.value })),
+      element("label", { class: "check" }, element("input", { type: "checkbox", id: "filter-best", checked: filter.best,
+        onchange: (event) => go({ best: event.target.checked }) }), element("span", {}, "best box of each only")),
+      element("button", { type: "button", id: "filter-clear", onclick: () => { location.hash = "gallery"; } }, "Clear filters"));
+  }
+
+  function card(i, at) {
+    const { findings: f, marks } = cxrReport;
+    const image = f.image[i];
+    const mark = marks.get(i);
+    const frame = element("div", { class: "frame" }, picture(image),
+      overlay(f.width[image], f.height[image], box("current", f.x1[i], f.y1[i], f.x2[i], f.y2[i])));
+    frame.style.setProperty("--ratio", (f.width[image] || 1) / (f.height[image] || 1));
+    return element("a", { class: `card ${mark}`, href: `#finding?${at}`, "data-finding": i,
+      "aria-label": `${f.name(i)} in ${f.ids[image]}, score ${decimals(f.score[i])}, ${mark === "none" ? "not marked" : `${mark}ed`}` },
+      element("div", { class: "thumb" }, frame),
+      element("span", { class: "line" }, element("strong", {}, f.name(i)),
+        element("span", { class: "mark-sign", "aria-hidden": "true" }, { accept: "✓", reject: "✕", none: "" }[mark])),
+      element("span", { class: "line quiet" }, `prob. ${decimals(f.probability[i])} · score ${decimals(f.score[i])}`),
+      element("span", { class: "line quiet id", title: f.ids[image] }, f.ids[image]));
+  }
+
+  function pager() {
+    const to = (page) => () => go({ page });
+    const button = (id, text, page, off) => element("button", { type: "button", id, disabled: off, onclick: to(page) }, text);
+    const sorts = SORTS.filter((name) => name !== "iou" || cxrReport.summary.truth).map((name) => [name, WORDS[name]]);
+    return element("div", { class: "pager" },
+      choice("sort", "Order", sorts, filter.sort, (event) => go({ sort: event.target.value })),
+      choice("direction", "Direction", [["down", "largest first"], ["up", "smallest first"]], filter.down ? "down" : "up",
+        (event) => go({ down: event.target.value === "down" })),
+      element("p", { id: "hits" }, `${count(order.length)} of ${count(cxrReport.findings.length)} findings`),
+      button("page-first", "First", 0, filter.page === 0),
+      button("page-back", "Back", filter.page - 1, filter.page === 0),
+      element("label", {}, element("span", { class: "unseen" }, "Page"), element("input", { type: "number", id: "page", min: 1,
+        max: pages(), value: filter.page + 1, onchange: (event) => {
+          const page = Math.min(Math.max(parseInt(event.target.value, 10) || 1, 1), pages());
+          go({ page: page - 1 });
+        } })),
+      element("span", { id: "pages" }, `of ${count(pages())}`),
+      button("page-next", "Next", filter.page + 1, filter.page + 1 >= pages()),
+      button("page-last", "Last", pages() - 1, filter.page + 1 >= pages()));
+  }
+
+  function show(main, query) {
+    const held = document.activeElement?.id;
+    select(query);
+    filter.page = Math.min(filter.page, pages() - 1);
+    const first = filter.page * CARDS;
+    const cards = Array.from(order.subarray(first, first + CARDS), (i, k) => card(i, first + k));
+    main.replaceChildren(element("section", { class: "gallery" },
+      element("h2", { class: "unseen" }, "Gallery"), filters(),
+      element("div", { class: "results" }, pager(),
+        cards.length ? element("div", { id: "cards" }, ...cards)
+          : element("p", { class: "plate" }, "No finding passes these filters."))));
+    if (held) document.getElementById(held)?.focus();
+    say(`${count(order.length)} findings, page ${filter.page + 1} of ${pages()}`);
+  }
+
+  // Move the focus among cards; over an edge, a page on.
+  function move(by) {
+    const cards = [...document.querySelectorAll("#cards .card")];
+    const at = cards.indexOf(document.activeElement);
+    const next = at < 0 ? 0 : at + by;
+    if (cards[next]) cards[next].focus();
+    else if (next < 0 ? filter.page > 0 : filter.page + 1 < pages()) {
+      go({ page: filter.page + Math.sign(by) });
+      addEventListener("hashchange", () => setTimeout(() => {
+        const shown = document.querySelectorAll("#cards .card");
+        shown[by > 0 ? 0 : shown.length - 1]?.focus();
+      }), { once: true });
+    }
+  }
+
+  function key(pressed) {
+    const columns = getComputedStyle(document.getElementById("cards") ?? document.body).gridTemplateColumns.split(" ").length;
+    const steps = { ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1, ArrowDown: columns, ArrowUp: -columns };
+    if (pressed in steps) move(steps[pressed]);
+    else if (pressed === "n" || pressed === "PageDown") document.getElementById("page-next").click();
+    else if (pressed === "p" || pressed === "PageUp") document.getElementById("page-back").click();
+    else if ("arc".includes(pressed) && document.activeElement?.dataset.finding) {
+      const i = Number(document.activeElement.dataset.finding);
+      const focused = document.activeElement;
+      cxrReport.viewer.mark(i, { a: "accept", r: "reject", c: "none" }[pressed]);
+      const fresh = card(i, Number(focused.getAttribute("href").split("?")[1]));
+      focused.replaceWith(fresh);
+      fresh.focus();
+    } else return false;
+    return true;
+  }
+
+  cxrReport.gallery = {
+    show, key, select,
+    get order() { return order; },
+    address: (at) => `#gallery?${toQuery({ ...filter, page: Math.floor(at / CARDS) })}`,
+    get opened() { return filter !== null; },
+  };
+})();

@@ -1,0 +1,82 @@
+/* Which view, by the address; keys; and what is said when something is missing. */
+"use strict";
+
+(() => {
+  const { element, plural } = cxrReport;
+  const KEYS = [
+    ["j  k  arrows", "next, previous"], ["Enter", "open"], ["Esc", "back to the gallery"],
+    ["a  r  c", "accept, reject, no mark"], ["1  2  3 …", "attention of that step"], ["0", "aggregated heatmap"],
+    ["h", "layer on, off"], ["b  t", "boxes, true boxes on, off"], ["n  p", "next, previous page of the gallery"],
+    ["/", "search by image"], ["g then o, g, m", "overview, gallery, marks"], ["?", "these keys"],
+  ];
+  const main = document.getElementById("main");
+  const help = document.getElementById("help");
+  let view = "";
+  let prefix = false; // whether g was pressed just before
+
+  function views() {
+    return {
+      overview: cxrReport.overview, gallery: cxrReport.gallery, finding: cxrReport.viewer, marks: cxrReport.marking,
+    };
+  }
+
+  function route() {
+    const [name, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
+    const before = view;
+    view = name in views() ? name : "overview";
+    document.body.dataset.view = view;
+    for (const link of document.querySelectorAll("nav a")) {
+      const here = link.dataset.view === (view === "finding" ? "gallery" : view);
+      if (here) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    views()[view].show(main, query);
+    if (before !== view) { main.focus({ preventScroll: true }); scrollTo(0, 0); }
+  }
+
+  function showHelp() {
+    help.replaceChildren(
+      element("h2", { id: "help-title" }, "Keys"),
+      element("dl", {}, ...KEYS.flatMap(([keys, text]) => [element("dt", {}, element("kbd", {}, keys)), element("dd", {}, text)])),
+      element("button", { type: "button", onclick: () => help.close() }, "Close"));
+    help.showModal();
+  }
+
+  function onKey(event) {
+    if (event.ctrlKey || event.altKey || event.metaKey || help.open) return;
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) &&
+      !["checkbox", "range"].includes(event.target.type);
+    if (typing) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    const after = prefix;
+    prefix = false;
+    const goes = { o: "overview", g: "gallery", m: "marks" };
+    if (after && event.key in goes) location.hash = goes[event.key];
+    else if (event.key === "g") prefix = true;
+    else if (event.key === "?") showHelp();
+    else if (event.key === "/") {
+      if (view !== "gallery") location.hash = "gallery";
+      setTimeout(() => document.getElementById("filter-text")?.focus(), view === "gallery" ? 0 : 100);
+    } else if (event.target.type === "range" && event.key.startsWith("Arrow")) return;
+    else if (!views()[view].key?.(event.key)) return;
+    event.preventDefault();
+  }
+
+  cxrReport.open().then(() => {
+    const { summary } = cxrReport;
+    document.title = `${summary.title} – cxr_fast report`;
+    document.getElementById("title").textContent = summary.title;
+    document.getElementById("counts").textContent =
+      `${plural(summary.counts.findings, "finding")}, ${plural(summary.counts.images, "image")}`;
+    document.getElementById("help-button").addEventListener("click", showHelp);
+    addEventListener("hashchange", route);
+    addEventListener("keydown", onKey);
+    route();
+    main.removeAttribute("aria-busy");
+  }).catch((error) => {
+    main.removeAttribute("aria-busy");
+    main.replaceChildren(element("p", { class: "problem" }, error.message));
+  });
+})();

@@ -1,0 +1,107 @@
+"""What the first page says of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_fast.archive.findings import read_errors
+from cxr_fast.model_files import model_digest
+from cxr_fast.report.scripts import column
+from cxr_fast.report.survey import SIZE_EDGES, Totals
+
+# Of errors; errors.parquet has them all.
+_LISTED = 1000
+
+
+def run_key(settings: Mapping[str, Any]) -> str:
+    """The name under which a reader's marks are kept: the same while the run is the same."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_synthetic(settings: Mapping[str, Any]) -> bool:
+    """Whether the bundled model mined, which has seen drawn pictures only."""
+    return bool(settings["model"]["sha256"] == model_digest("demo"))
+
+
+def per_class(totals: Totals) -> list[dict[str, Any]]:
+    """Counts, means (None of nothing), histograms and the map of positions of each class."""
+    classes = []
+    for c in range(totals.classes):
+        findings, images = int(totals.findings[c]), int(totals.images[c])
+        position = totals.position[c]
+        most = int(position.max(initial=0))
+        classes.append(
+            {
+                "findings": findings,
+                "images": images,
+                "mean_score": float(totals.score[c] / findings) if findings else None,
+                "mean_probability": float(totals.probability[c] / images) if images else None,
+                "score_histogram": totals.scores[c].tolist(),
+                "size_histogram": totals.sizes[c].tolist(),
+                "position": column(np.rint(position * (255 / max(most, 1))), "uint8"),
+                "position_most": most,
+            }
+        )
+    return classes
+
+
+def errors_of(run: Path) -> dict[str, Any]:
+    """How many images could not be read, why, and the first of them."""
+    table = read_errors(run)
+    reasons = Counter(table["reason"].to_pylist())
+    return {
+        "total": table.num_rows,
+        "reasons": [{"reason": reason, "count": count} for reason, count in reasons.most_common(100)],
+        "first": table.slice(0, _LISTED).to_pylist(),
+    }
+
+
+def throughput_of(run: Path) -> dict[str, Any] | None:
+    """What ``mine --profile`` wrote; None without it, or where it is no such file."""
+    try:
+        profile = json.loads((run / "profile.json").read_text())
+        seconds = float(profile["wall_seconds"])
+        stages = [
+            {"name": name, "seconds": float(stage["seconds"])}
+            for name, stage in profile["stages"].items()
+        ]
+        return {
+            "images_per_second": profile["images"] / seconds,
+            "seconds": seconds,
+            "limit": str(profile["limited_by"]),
+            "stages": stages,
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None
+
+
+def facts(settings: Mapping[str, Any], images: int) -> list[dict[str, str]]:
+    """The settings as lines of a table."""
+    flat = [("images", str(images)), *_flat({k: v for k, v in settings.items() if k != "images"})]
+    return [{"name": name, "value": value} for name, value in flat]
+
+
+def _flat(value: Mapping[str, Any], inside: str = "") -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for name, part in value.items():
+        label = f"{inside}{name}"
+        if isinstance(part, Mapping):
+            lines += _flat(part, f"{label}.")
+        elif isinstance(part, Sequence) and not isinstance(part, str):
+            lines.append((label, ", ".join(map(str, part)) or "none"))
+        else:
+            lines.append((label, str(part)))
+    return lines
+
+
+def size_edges() -> list[float]:
+    """Edges of ``size_histogram``, in percent of the image's area."""
+    return list(SIZE_EDGES)
