@@ -53,16 +53,19 @@ $(VENV)/.installed-$(TORCH)-docs: $(VENV)/.installed-$(TORCH)
 	$(INSTALL) ".[docs]"
 	@touch $@
 
-demo: $(VENV)/.installed-$(TORCH)  ## Draw an archive of phantoms, mine it, judge the boxes
+demo: $(VENV)/.installed-$(TORCH)  ## Draw an archive of phantoms, mine it, report and judge the boxes
 	$(BIN)/cxr-fast phantom $(DEMO)/archive --images 120
 	rm -rf $(DEMO)/run
 	$(BIN)/cxr-fast mine $(DEMO)/archive/images --model demo --out $(DEMO)/run \
 	  --classes labels --labels $(DEMO)/archive/Data_Entry_2017.csv \
-	  --truth $(DEMO)/archive/BBox_List_2017.csv --overlays 12
+	  --truth $(DEMO)/archive/BBox_List_2017.csv --overlays 12 --heatmaps
+	$(BIN)/cxr-fast report $(DEMO)/run --images $(DEMO)/archive/images \
+	  --truth $(DEMO)/archive/BBox_List_2017.csv
 	$(BIN)/cxr-fast evaluate $(DEMO)/run --boxes $(DEMO)/archive/BBox_List_2017.csv
 	@echo
 	@echo "archive   $(DEMO)/archive         images, labels, true boxes"
 	@echo "findings  $(DEMO)/run/findings    Parquet, one row a box"
+	@echo "report    $(DEMO)/run/report/index.html   to look through, in a browser"
 	@echo "pictures  $(DEMO)/run/overlays    steps, heatmaps, boxes (green: mined, red: true)"
 
 test: $(VENV)/.installed-$(TORCH)-dev  ## Run the tests

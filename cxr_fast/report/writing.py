@@ -31,7 +31,10 @@ Progress = Callable[[str, int, int], None]
 
 
 class Report(NamedTuple):
-    """What was written: ``page`` to open, how much the pages show, and sentences on what they lack."""
+    """What was written: ``page`` to open, how many ``findings`` the run has, how many are ``shown``, in
+    how many ``images``, with how many ``previews``; the folder's size in ``bytes``; and sentences on
+    what the pages lack.
+    """
 
     page: Path
     findings: int
