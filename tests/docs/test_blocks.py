@@ -163,7 +163,7 @@ def test_a_command_parses(block: Block, words: list[str]) -> None:
 def parse(words: list[str]) -> None:
     """As click would, but for asking whether files are there."""
     command: click.Command = main
-    # With its settings, -h among them: click remembers in a command what the first context said of help.
+    # With its settings, -h among them: click keeps in a command what the first context said of help.
     context = click.Context(command, info_name="cxr-fast", **main.context_settings)
     while isinstance(command, click.Group):
         _, words, _ = command.make_parser(context).parse_args(words)
