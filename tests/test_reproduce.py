@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 from cxr_fast import metrics, ops, paper
 from cxr_fast.archive.dataset import split_by_patient
@@ -371,12 +370,16 @@ def test_the_figure_is_drawn() -> None:
     torch.manual_seed(0)
     cams = torch.nn.functional.avg_pool2d(torch.randn(3, 2, 20, 20), 5)[None]
     labels = np.ones((3, 2), np.float32)
-    picture = figure.draw_figure(
+    rows = figure.figure_rows(
         cams, labels, TRUTH, MiningSettings(), BOXED_FINDINGS[:2], ("a", "b", "c"),
         lambda name: np.full((64, 64), 90, np.uint8),
     )  # fmt: skip
-    assert isinstance(picture, Image.Image)
-    assert picture.width > 1000
+    assert rows
+    for row in rows:
+        assert row.caption[:3] in ("(a)", "(b)", "(c)")
+        assert row.caption.endswith(row.mined.name)
+        assert {true.finding for true in row.truth} == {row.mined.name}
+        assert len(row.mined.steps) == (2 if row.caption.startswith("(a)") else 3)
 
 
 def test_a_damaged_cell_is_said(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from cxr_fast.archive.overlays import (
     MinedClass,
     Truth,
     draw_overlay,
-    step_maps,
+    mined_class,
     truths_by_name,
     write_overlay,
 )
@@ -198,7 +198,7 @@ def _engine(
     name: Literal["local", "ray"], model: str, precision: str, device: str, threads: int | None
 ) -> AbstractContextManager[Engine]:
     if name == "local":
-        miners = _miners(model, precision, device)
+        miners = batch_miners(model, precision, device)
         return nullcontext(LocalEngine(miners, threads or len(os.sched_getaffinity(0))))
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
@@ -215,7 +215,8 @@ def _engine(
     return ray_engine(model, cast(Any, precision), cast(Any, device), threads)
 
 
-def _miners(model: str, precision: str, device: str) -> Sequence[BatchMiner]:
+def batch_miners(model: str, precision: str, device: str) -> Sequence[BatchMiner]:
+    """Load a checkpoint or an ONNX file, once for each device; errors of whichever loads it."""
     # Only what runs the model is imported: each serves without the other.
     if _is_onnx(model):
         from cxr_fast.onnx_miner import load_onnx_miner
@@ -286,29 +287,6 @@ def _classes_to_draw(
     true = [c for c in true if c in allowed]
     ranked = [int(c) for c in np.argsort(-probability) if int(c) not in true and int(c) in allowed]
     ranked = [c for c in ranked if probability[c] >= 0.5] or ([] if true else ranked[:1])
-    cam, attention, heatmap, found = mined[1:]
-    drawn = []
-    for c in (true + ranked)[:_DRAWN]:
-        count = int(found.counts[row, c])
-        steps = step_maps(
-            cam[row, c],
-            attention.erased_at[row, c],
-            attention.extent[row, c],
-        )
-        drawn.append(
-            MinedClass(
-                names[c],
-                float(probability[c]),
-                steps,
-                _zero_to_one(heatmap[row, c]),
-                found.boxes[row, c, :count],
-                found.scores[row, c, :count],
-            )
-        )
-    return drawn
-
-
-def _zero_to_one(heatmap: np.ndarray) -> np.ndarray:
-    """What boxes are cut from: the identity on a normalised heatmap, min-max on a raw one."""
-    lo, hi = heatmap.min(), heatmap.max()
-    return (heatmap - lo) / (hi - lo) if hi > lo else np.zeros_like(heatmap)
+    return [
+        mined_class(names[c], float(probability[c]), mined, row, c) for c in (true + ranked)[:_DRAWN]
+    ]

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from cxr_fast.runtime import MiningResult
 
 GREEN, RED, WHITE = (70, 220, 90), (255, 70, 60), (235, 235, 235)
 PANEL, MARGIN, CAPTION = 320, 8, 22
@@ -58,6 +60,26 @@ def step_maps(
     return np.stack(maps)
 
 
+def mined_class(name: str, probability: float, mined: MiningResult, row: int, index: int) -> MinedClass:
+    """What was mined of class ``index`` in image ``row`` of a batch."""
+    attention, found = mined.mined, mined.found
+    count = int(found.counts[row, index])
+    return MinedClass(
+        name,
+        probability,
+        step_maps(mined.cam[row, index], attention.erased_at[row, index], attention.extent[row, index]),
+        _zero_to_one(mined.heatmap[row, index]),
+        found.boxes[row, index, :count],
+        found.scores[row, index, :count],
+    )
+
+
+def _zero_to_one(heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What boxes are cut from: the identity on a normalised heatmap, min-max on a raw one."""
+    lo, hi = heatmap.min(), heatmap.max()
+    return (heatmap - lo) / (hi - lo) if hi > lo else np.zeros_like(heatmap)
+
+
 def draw_overlay(
     image: NDArray[np.uint8] | NDArray[np.uint16],
     title: str,
@@ -68,7 +90,7 @@ def draw_overlay(
     height, width = image.shape
     scale = PANEL / max(height, width)
     panel_size = max(1, round(width * scale)), max(1, round(height * scale))
-    grey = Image.fromarray(_eight_bit(image)).resize(panel_size, Image.Resampling.BOX)
+    grey = Image.fromarray(eight_bit(image)).resize(panel_size, Image.Resampling.BOX)
     columns = 2 + max((len(mined.steps) for mined in classes), default=0)
     cell = panel_size[0] + MARGIN, panel_size[1] + MARGIN + CAPTION
     sheet = Image.new(
@@ -83,9 +105,9 @@ def draw_overlay(
         told = "" if mined.probability is None else f"  p = {mined.probability:.2f}"
         panels = [(f"{mined.name}{told}", boxes)]
         panels += [
-            (f"step {t}", _coloured(grey, values)) for t, values in enumerate(mined.steps, start=1)
+            (f"step {t}", coloured(grey, values)) for t, values in enumerate(mined.steps, start=1)
         ]
-        panels.append(("aggregated", _coloured(grey, mined.heatmap)))
+        panels.append(("aggregated", coloured(grey, mined.heatmap)))
         for column, (caption, panel) in enumerate(panels):
             corner = MARGIN + column * cell[0], CAPTION + row * cell[1]
             pen.text((corner[0], corner[1] + 3), caption, fill=WHITE, font=font)
@@ -93,11 +115,22 @@ def draw_overlay(
     return sheet
 
 
-def _eight_bit(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+def eight_bit(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Grey of 8 bits, as it is shown."""
     return (image if image.dtype == np.uint8 else image >> 8).astype(np.uint8)
 
 
-def _coloured(grey: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+def ramp(level: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The colours [..., 3], 0 to 255, of levels [...] from 0 to 1."""
+    position = np.asarray(level, np.float64)[..., None] * (len(_RAMP) - 1)
+    lower = np.clip(position.astype(int), 0, len(_RAMP) - 2)[..., 0]
+    colour: NDArray[np.float64] = _RAMP[lower] + (position - lower[..., None]) * (
+        _RAMP[lower + 1] - _RAMP[lower]
+    )
+    return colour
+
+
+def coloured(grey: Image.Image, values: NDArray[np.float32]) -> Image.Image:
     """The map in colour over the picture; pixels without a value stay grey."""
     known = np.isfinite(values).astype(np.float32)
 
@@ -109,13 +142,10 @@ def _coloured(grey: Image.Image, values: NDArray[np.float32]) -> Image.Image:
     total = enlarged(np.clip(np.nan_to_num(values), 0, 1) * known, Image.Resampling.BILINEAR)
     level = total / np.maximum(weight, 1e-6)
     covered = enlarged(known, Image.Resampling.NEAREST) > 0
-    position = level[..., None] * (len(_RAMP) - 1)
-    lower = np.clip(position.astype(int), 0, len(_RAMP) - 2)[..., 0]
-    colour = _RAMP[lower] + (position - lower[..., None]) * (_RAMP[lower + 1] - _RAMP[lower])
     # The stronger the map, the less of the picture shows through.
     opacity = (0.25 + 0.4 * level[..., None]) * covered[..., None]
     base = np.asarray(grey.convert("RGB"), dtype=float)
-    return Image.fromarray(np.rint(base * (1 - opacity) + colour * opacity).astype(np.uint8))
+    return Image.fromarray(np.rint(base * (1 - opacity) + ramp(level) * opacity).astype(np.uint8))
 
 
 def _draw_boxes(picture: Image.Image, mined: MinedClass, truth: Sequence[Truth], scale: float) -> None:

@@ -17,6 +17,7 @@ from cxr_fast.cli.convert import convert
 from cxr_fast.cli.env import env
 from cxr_fast.cli.evaluate import evaluate
 from cxr_fast.cli.export import export
+from cxr_fast.cli.figure import figure
 from cxr_fast.cli.mine import mine
 from cxr_fast.cli.phantom import phantom
 from cxr_fast.cli.report import report
@@ -26,6 +27,7 @@ from cxr_fast.cli.train import train
 # Which extra of the package brings a module, where it is not the extra torch.
 _EXTRAS = {
     "lightning_fabric": "train",
+    "matplotlib": "figures",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "ray": "ray",
@@ -80,6 +82,7 @@ for _command in (
     phantom,
     train,
     evaluate,
+    figure,
     report,
     reproduce,
     card,

@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cxr_fast.cli.options import judging_options
+
 if TYPE_CHECKING:
     from cxr_fast.evaluate import Evaluation
 
@@ -26,30 +28,9 @@ _NAMES = {"pointing_game": "pointing game", "map_iou": "mean IoU", "pixel_auc": 
               help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path),
               help="Label table in the layout of Data_Entry_2017.csv: AUROC, patients.")  # fmt: skip
-@click.option("--iou-threshold", "thresholds", multiple=True, type=float,
-              default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), show_default=True,
-              help="T(IoU), or T(IoBB); give it several times.")  # fmt: skip
-@click.option("--overlap", type=click.Choice(["iou", "iobb"]), default="iou", show_default=True,
-              help="Intersection over the union, or over the mined box.")  # fmt: skip
-@click.option("--afp-images", type=click.Choice(["class", "boxed", "all"]), default="class",
-              show_default=True,
-              help="Count false positives on images with a box of the class, with any box, or all."
-              )  # fmt: skip
-@click.option("--afp-denominator", type=click.IntRange(1), metavar="N",
-              help="Divide them by N instead; with --afp-images boxed or all.")  # fmt: skip
-@click.option("--afp-bounds", default="none", show_default=True, metavar="none|paper|FILE",
-              help="Stop where AFP reaches this bound: the paper's Table 2, or a CSV with finding, "
-              "iou_threshold, afp.")  # fmt: skip
-@click.option("--image-order", type=click.Choice(["truth", "run"]), default="truth",
-              show_default=True, help="Order of images in the list B; matters with bounds."
-              )  # fmt: skip
+@judging_options((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
 @click.option("--heatmap-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="Cuts the heatmap for the mean IoU.")  # fmt: skip
-@click.option("--resample", type=click.Choice(["images", "patients"]), default="images",
-              show_default=True, help="What the intervals draw; patients need --labels."
-              )  # fmt: skip
-@click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write it all to FILE.csv or FILE.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of tables.")
 def evaluate(

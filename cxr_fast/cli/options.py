@@ -51,6 +51,51 @@ def mining_options(command: _Command) -> _Command:
     return command
 
 
+def judging_options(thresholds: tuple[float, ...]) -> Callable[[_Command], _Command]:
+    """Add those of ``EvaluationOptions`` that say how boxes are judged; ``thresholds`` are T(IoU)."""
+    options = (
+        click.option(
+            "--iou-threshold", "thresholds", multiple=True, type=float, default=thresholds,
+            show_default=True, help="T(IoU), or T(IoBB); give it several times.",
+        ),
+        click.option(
+            "--overlap", type=click.Choice(["iou", "iobb"]), default="iou", show_default=True,
+            help="Intersection over the union, or over the mined box.",
+        ),
+        click.option(
+            "--afp-images", type=click.Choice(["class", "boxed", "all"]), default="class",
+            show_default=True,
+            help="Count false positives on images with a box of the class, with any box, or all.",
+        ),
+        click.option(
+            "--afp-denominator", type=click.IntRange(1), metavar="N",
+            help="Divide them by N instead; with --afp-images boxed or all.",
+        ),
+        click.option(
+            "--afp-bounds", default="none", show_default=True, metavar="none|paper|FILE",
+            help="Stop where AFP reaches this bound: the paper's Table 2, or a CSV with finding, "
+            "iou_threshold, afp.",
+        ),
+        click.option(
+            "--image-order", type=click.Choice(["truth", "run"]), default="truth",
+            show_default=True, help="Order of images in the list B; matters with bounds.",
+        ),
+        click.option(
+            "--resample", type=click.Choice(["images", "patients"]), default="images",
+            show_default=True, help="What the intervals draw; patients need --labels.",
+        ),
+        click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True),
+    )  # fmt: skip
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0))

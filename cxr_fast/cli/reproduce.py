@@ -52,7 +52,8 @@ def reproduce(
     table3  steps, knowledge preservation   siim   real X-rays, and variants beyond the paper
 
     All learn from image-level labels alone. Every network is trained once and kept, and so is every
-    judged cell: the same command goes on where it stopped. Writes OUT/WHAT.json and OUT/WHAT.md.
+    judged cell: the same command goes on where it stopped. Writes OUT/WHAT.json and OUT/WHAT.md;
+    fig2, which needs the extra figures, OUT/fig2.png.
     """  # noqa: D301 - click's mark for lines to leave as they are is a backspace
     import torch
 

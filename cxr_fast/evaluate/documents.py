@@ -56,6 +56,7 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
         for row, (c, k) in zip(evaluation.localization, cells, strict=True)
     ]  # fmt: skip
     result: dict[str, Any] = {
+        "model": evaluation.model or None,
         "options": {**asdict(options), "afp_bounds": str(options.afp_bounds)},
         "localization": localization,
         "mean": mean_localization(evaluation),

@@ -11,36 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cxr_fast import metrics
-from cxr_fast.archive.chestxray14 import Labels, read_boxes, read_labels
-from cxr_fast.archive.findings import (
-    RunFolderError,
-    missing_shards,
-    read_images,
-    run_class_names,
-    run_settings,
-)
-from cxr_fast.archive.run_columns import (
-    BoxColumns,
-    MapColumns,
-    box_columns,
-    heatmap_column,
-    map_columns,
-)
-from cxr_fast.config import CHESTXRAY14_FINDINGS
-from cxr_fast.evaluate.bounds import afp_bounds
-from cxr_fast.evaluate.matching import (
-    Truth,
-    boxes_outside,
-    file_name,
-    image_numbers,
-    judged_findings,
-    known_truth,
-    notes_on_the_run,
-    patients,
-)
+from cxr_fast.archive.chestxray14 import Labels
+from cxr_fast.archive.findings import run_settings
+from cxr_fast.archive.run_columns import MapColumns, heatmap_column
+from cxr_fast.evaluate.matching import Truth
 from cxr_fast.evaluate.settings import (
     AurocScores,
     Evaluation,
@@ -48,8 +24,9 @@ from cxr_fast.evaluate.settings import (
     IntArray,
     MapMetric,
 )
+from cxr_fast.evaluate.walks import JudgedWalks, judge_walks
 from cxr_fast.metrics.bootstrap import walk_intervals
-from cxr_fast.metrics.localization import measured_table, table_walks
+from cxr_fast.metrics.localization import measured_table
 
 
 def evaluate_run(
@@ -69,75 +46,30 @@ def evaluate_run(
     do not fit it.
     """
     chosen = options or EvaluationOptions()
-    images = read_images(run)
-    if unmined := missing_shards(run):
-        raise RunFolderError(
-            f"{run} is not finished, {unmined} of its shards are still to be mined; give the same mine "
-            "command again, then judge it"
-        )
-    class_names = run_class_names(run)
-    known_names = tuple(dict.fromkeys((*class_names, *CHESTXRAY14_FINDINGS)))
-    truth = read_boxes(boxes, findings=known_names)
-    table = read_labels(labels, findings=known_names) if labels else None
-    notes: list[str] = []
-    numbers = image_numbers(images, truth, chosen, boxes, run)
-    by_name = {file_name(image_id): number for image_id, number in numbers.items()}
-    findings = judged_findings(truth, by_name, class_names, chosen, boxes, notes)
-    drawn = known_truth(truth, by_name, findings, notes)
-    clusters = patients(by_name, len(numbers), table) if chosen.resample == "patients" else None
-    wanted = np.ones((len(numbers), len(findings)), dtype=np.bool_)
-    if chosen.afp_images != "all":  # the boxes of most images of an archive are nobody's business
-        wanted[:] = False
-        wanted[drawn.image, drawn.group if chosen.afp_images == "class" else slice(None)] = True
-    mined = box_columns(run, numbers, findings, wanted)
-    maps = map_columns(run, numbers, tuple(dict.fromkeys((*findings, *class_names))))
-    notes += notes_on_the_run(run, numbers, drawn)
-    notes += boxes_outside(drawn, maps, {number: name for name, number in numbers.items()})
+    return evaluate_walks(run, judge_walks(run, boxes, labels, chosen), chosen)
 
-    bounds = afp_bounds(chosen.afp_bounds, findings, chosen.overlap_thresholds, notes)
-    rows, intervals = _localize(mined, drawn, findings, bounds, len(numbers), clusters, chosen)
+
+def evaluate_walks(run: str | Path, judged: JudgedWalks, options: EvaluationOptions) -> Evaluation:
+    """``evaluate_run`` from what ``judge_walks`` made of the same run and options."""
+    thresholds = np.asarray(options.overlap_thresholds)
+    rows = measured_table(judged.walks, judged.findings, thresholds, judged.bounds)
+    intervals = walk_intervals(
+        judged.walks, thresholds, judged.bounds, judged.images, judged.drawn_again,
+        options.resamples, options.seed,
+    )  # fmt: skip
+    findings, class_names, numbers = judged.findings, judged.class_names, judged.numbers
+    maps, clusters, notes = judged.maps, judged.patients, list(judged.notes)
     missing: dict[str, str] = {}
     auroc = _auroc(
-        run, maps, findings, class_names, by_name, len(numbers), table, clusters, notes, missing
-    )
-    scores = _judge_maps(run, maps, drawn, findings, class_names, numbers, clusters, chosen, missing)
-    return Evaluation(chosen, findings, rows, intervals, bounds, auroc, scores, missing, notes)
-
-
-def _localize(
-    mined: BoxColumns,
-    drawn: Truth,
-    findings: Sequence[str],
-    bounds: npt.NDArray[np.float64],
-    images: int,
-    clusters: IntArray | None,
-    options: EvaluationOptions,
-) -> tuple[list[metrics.LocalizationRow], metrics.LocalizationIntervals]:
-    kind: metrics.Images = "class" if options.afp_images == "class" else "all"
-    denominator = None
-    image, drawn_image = mined.image, drawn.image
-    if kind == "all":
-        scope = np.unique(drawn.image) if options.afp_images == "boxed" else np.arange(images)
-        denominator = options.afp_denominator or len(scope)
-        if denominator < len(scope):
-            raise ValueError(
-                f"expected an AFP denominator of at least the {len(scope)} images that boxes are "
-                f"counted on, got {denominator}; count on fewer images (AFP images 'boxed'), or "
-                "evaluate a run over those images"
-            )
-        # Numbered within the scope, in the same order; each on its own where no patients are drawn.
-        image, drawn_image = np.searchsorted(scope, image), np.searchsorted(scope, drawn_image)
-        clusters = np.arange(len(scope)) if clusters is None else clusters[scope]
-    walks = table_walks(
-        image, mined.rank, mined.class_index, mined.boxes,
-        drawn_image, drawn.group, drawn.boxes,
-        findings=findings, overlap=options.overlap, images=kind, all_images=denominator,
+        run, maps, findings, class_names, judged.by_name, len(numbers), judged.labels, clusters, notes,
+        missing,
     )  # fmt: skip
-    thresholds = np.asarray(options.overlap_thresholds)
-    intervals = walk_intervals(
-        walks, thresholds, bounds, kind, clusters, options.resamples, options.seed
+    scores = _judge_maps(
+        run, maps, judged.truth, findings, class_names, numbers, clusters, options, missing
     )
-    return measured_table(walks, findings, thresholds, bounds), intervals
+    return Evaluation(
+        options, findings, rows, intervals, judged.bounds, auroc, scores, missing, notes, judged.model
+    )
 
 
 def _auroc(

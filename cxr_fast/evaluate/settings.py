@@ -69,6 +69,7 @@ class AurocScores(NamedTuple):
 class Evaluation:
     """What ``evaluate_run`` found. ``missing`` says of each metric that is left out why;
     ``bounds`` [C, K] where AFP stops, for each finding and threshold; infinity for nowhere.
+    ``model`` is the SHA-256 of the model that mined, empty where the run does not say.
     """
 
     options: EvaluationOptions
@@ -80,3 +81,4 @@ class Evaluation:
     maps: dict[MapMetric, metrics.MapScores]
     missing: dict[str, str]
     notes: list[str]
+    model: str

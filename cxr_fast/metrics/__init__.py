@@ -1,6 +1,7 @@
 """How well mined boxes agree with drawn ones, and scores with labels. NumPy only.
 
-``localization``: Acc and AFP, the paper's measures. ``bootstrap``: their intervals. ``ranking``: AUROC.
+``localization``: Acc and AFP, the paper's measures. ``curves``: one over the other. ``bootstrap``:
+their intervals. ``ranking``: AUROC.
 ``maps``: how well heatmaps agree with boxes.
 """
 
@@ -12,6 +13,7 @@ from cxr_fast.metrics.bootstrap import (
     acc_difference,
     localization_intervals,
 )
+from cxr_fast.metrics.curves import AccCurve, acc_curves
 from cxr_fast.metrics.localization import (
     ImageCounts,
     Images,
@@ -26,6 +28,7 @@ from cxr_fast.metrics.overlap import Overlap, iobb, iou
 from cxr_fast.metrics.ranking import AurocInterval, auroc, auroc_interval
 
 __all__ = [
+    "AccCurve",
     "AccDifference",
     "AurocInterval",
     "ImageCounts",
@@ -35,6 +38,7 @@ __all__ = [
     "LocalizationRow",
     "MapScores",
     "Overlap",
+    "acc_curves",
     "acc_difference",
     "auroc",
     "auroc_interval",

@@ -121,17 +121,10 @@ def walk_intervals(
 ) -> LocalizationIntervals:
     """:func:`localization_intervals` from the walks of all classes; ``bounds`` ``[C, K]``."""
     count_c, count_k = bounds.shape
-    considered = [_considered(walk, images) for walk in walks]
+    considered = [considered_images(walk, images) for walk in walks]
     all_images = max((walk.images for walk in walks), default=0) if images == "all" else None
-    units = _units(considered, all_images, clusters)
-    rows = len(units.sizes)
-    truths, counted = np.zeros((2, count_c, rows))
-    for c, walk in enumerate(walks):
-        truths[c] = np.bincount(_rows(units, walk.truth_image), minlength=rows)
-        if all_images is None:
-            counted[c] = np.bincount(_rows(units, considered[c]), minlength=rows)
-        else:
-            counted[c] = units.sizes * (all_images / float(units.sizes @ units.multiplicity))
+    units = units_drawn(considered, all_images, clusters)
+    truths, counted = sums_of_walks(walks, considered, units, all_images)
     # [found or missed, R, C, K], and the truths and images that they are divided by [., R, C, 1].
     parts = np.zeros((2, resamples, count_c, count_k))
     wholes = np.zeros((2, resamples, count_c, 1))
@@ -211,16 +204,17 @@ def acc_difference(
     return AccDifference(float(difference), float(low), float(high))
 
 
-def _considered(walk: Walk, images: Images) -> IntArray:
+def considered_images(walk: Walk, images: Images) -> IntArray:
     """The images that count for a class, ascending; those without any box are nobody's business yet."""
     if images == "class":
         return np.unique(walk.truth_image)
     return np.union1d(walk.image, walk.truth_image)
 
 
-def _units(
+def units_drawn(
     considered: Sequence[IntArray], all_images: int | None, clusters: npt.ArrayLike | None
 ) -> Units:
+    """What the bootstrap draws, from the images that count for each class."""
     images = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *considered]))
     cluster = checked_clusters(clusters, int(images.max(initial=-1)))
     if cluster is not None:
@@ -236,7 +230,22 @@ def _units(
     return Units(images, unit, np.ones(len(multiplicity)), multiplicity)
 
 
-def _rows(units: Units, images: IntArray) -> IntArray:
+def sums_of_walks(
+    walks: Sequence[Walk], considered: Sequence[IntArray], units: Units, all_images: int | None
+) -> tuple[FloatArray, FloatArray]:
+    """Ground-truth boxes of each class in each row, and the images that AFP is divided by: [C, U]."""
+    rows = len(units.sizes)
+    truths, counted = np.zeros((2, len(walks), rows))
+    for c, walk in enumerate(walks):
+        truths[c] = np.bincount(rows_of(units, walk.truth_image), minlength=rows)
+        if all_images is None:
+            counted[c] = np.bincount(rows_of(units, considered[c]), minlength=rows)
+        else:
+            counted[c] = units.sizes * (all_images / float(units.sizes @ units.multiplicity))
+    return truths, counted
+
+
+def rows_of(units: Units, images: IntArray) -> IntArray:
     """The row of each image number."""
     return units.unit[np.searchsorted(units.images, images)]
 
@@ -250,7 +259,7 @@ def _unit_counts(
     if not (counted == np.rint(counted)).all():  # a denominator other than the number of images
         counts = counts.astype(np.float64)
     counts[0], counts[1] = truths, counted
-    box_row, truth_row = _rows(units, walk.image), _rows(units, walk.truth_image)
+    box_row, truth_row = rows_of(units, walk.image), rows_of(units, walk.truth_image)
     for k, threshold in enumerate(thresholds):
         found = first_hits(walk, float(threshold)) < walk.length
         missed = false_positives_of(walk, float(threshold))
@@ -271,7 +280,7 @@ def _bounded(
     places = np.flatnonzero(false_positives_of(walk, threshold))
     first = first_hits(walk, threshold)
     hit = np.flatnonzero(first < walk.length)
-    rows, truth_rows = _rows(units, walk.image[places]), _rows(units, walk.truth_image[hit])
+    rows, truth_rows = rows_of(units, walk.image[places]), rows_of(units, walk.truth_image[hit])
     found, missed = np.zeros((2, len(weights)))
     if bound == np.inf:
         return weights[:, truth_rows].sum(axis=1), weights[:, rows].sum(axis=1)

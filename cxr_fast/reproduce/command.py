@@ -22,10 +22,9 @@ from cxr_fast.archive.dataset import (
 from cxr_fast.archive.images import read_image
 from cxr_fast.archive.truth import read_truth
 from cxr_fast.config import BOXED_FINDINGS
-from cxr_fast.files import replacing, write_whole
+from cxr_fast.files import write_whole
 from cxr_fast.reproduce import rendering, rules, summary
 from cxr_fast.reproduce.cells import Judge
-from cxr_fast.reproduce.figure import draw_figure
 from cxr_fast.reproduce.judging import Truth
 from cxr_fast.reproduce.laboratory import Laboratory
 from cxr_fast.reproduce.presets import PRESETS, Preset
@@ -210,11 +209,16 @@ def reproduce_fig2(
     reporter: Callable[[str], Reporter] | None,
 ) -> Path | None:
     """Draw ``out/fig2.png`` with the network of Table 3; None where no image shows any of its cases."""
+    # Other tables need no extra figures; here it is missed before networks are trained.
+    from cxr_fast.figures import canvas
+    from cxr_fast.figures.steps import draw_steps
+    from cxr_fast.reproduce.figure import figure_rows
+
     judge = _judge(protocol, out, runs, reporter)
     table = TABLES["table3"](protocol.preset, seed)
     cell = next(row.cell for row in table.rows if row.published == "t=3")
     images = protocol.images("mined", cell.training.input_size)
-    picture = draw_figure(
+    rows = figure_rows(
         judge.cams(cell),
         np.asarray(images.labels),
         protocol.truth,
@@ -223,10 +227,9 @@ def reproduce_fig2(
         protocol.judged_names,
         lambda name: read_image(protocol.archive.files[name]),
     )
-    if picture is None:
+    if not rows:
         return None
-    with replacing(out / "fig2.png") as file:
-        picture.save(file, "PNG")
+    canvas.save(draw_steps(rows), out / "fig2.png")
     return out / "fig2.png"
 
 

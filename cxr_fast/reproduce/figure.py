@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cxr_fast import metrics
-from cxr_fast.archive.overlays import MinedClass, draw_overlay, step_maps
+from cxr_fast.archive.overlays import MinedClass, step_maps
 from cxr_fast.archive.overlays import Truth as DrawnTruth
 from cxr_fast.config import MiningSettings
+from cxr_fast.figures.steps import StepsRow
 from cxr_fast.reproduce.judging import Detections, Heatmaps, Truth, detect, mine_heatmaps
 
 Picture = NDArray[np.uint8] | NDArray[np.uint16]
@@ -57,7 +57,7 @@ def found_boxes(detections: Detections, truth: Truth, iou_threshold: float) -> N
     return hit
 
 
-def draw_figure(
+def figure_rows(
     cams: Tensor,
     labels: NDArray[np.float32],
     truth: Truth,
@@ -66,33 +66,23 @@ def draw_figure(
     names: Sequence[str],
     read: Callable[[str], Picture],
     iou_threshold: float = 0.3,
-) -> Image.Image | None:
-    """Fig. 2 from CAMs [1 or T, N, C, H, W] of the images that ``names`` name and ``read`` reads.
+) -> list[StepsRow]:
+    """The rows of Fig. 2 from CAMs [1 or T, N, C, H, W] of images that ``names`` name, ``read`` reads.
 
-    One strip a case: the image with the boxes (mined green, true red), the steps' CAMs, the aggregate.
-    None where no true box fits any of the cases.
+    One for each case that a true box fits.
     """
     after = []
     for count in (1, 2, 3):
         heatmaps = mine_heatmaps(cams, replace(rule, steps=count))
         after.append((heatmaps, detect(heatmaps.heatmap, labels, truth.sizes, rule)))
     found = [found_boxes(detections, truth, iou_threshold) for _, detections in after]
-    strips = [
-        _strip(case, cams, *after[case.steps - 1], truth, findings, read(names[case.image]))
+    return [
+        _row(case, cams, *after[case.steps - 1], truth, findings, read(names[case.image]))
         for case in choose_cases(found, truth)
     ]
-    if not strips:
-        return None
-    width, height = max(s.width for s in strips), sum(s.height for s in strips)
-    sheet = Image.new("RGB", (width, height), strips[0].getpixel((0, 0)))
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    return sheet
 
 
-def _strip(
+def _row(
     case: Case,
     cams: Tensor,
     heatmaps: Heatmaps,
@@ -100,7 +90,7 @@ def _strip(
     truth: Truth,
     findings: Sequence[str],
     picture: Picture,
-) -> Image.Image:
+) -> StepsRow:
     n, c = case.image, case.cls
     attention = heatmaps.mined
     cam = cams[:, n, c].numpy() if len(cams) > 1 else cams[0, n, c].numpy()[None]
@@ -120,4 +110,4 @@ def _strip(
     )
     drawn = (truth.images == n) & (truth.classes == c)
     true = [DrawnTruth(findings[c], tuple(box)) for box in truth.boxes[drawn].tolist()]
-    return draw_overlay(picture, case.caption, [mined], true)
+    return StepsRow(f"{case.caption}: {findings[c]}", picture, mined, true)

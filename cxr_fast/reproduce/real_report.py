@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cxr_fast.figures.text import difference_text, table_line
 from cxr_fast.files import write_whole
 from cxr_fast.reproduce import siim
 from cxr_fast.reproduce.cells import Judged
 from cxr_fast.reproduce.judging import Truth
 from cxr_fast.reproduce.real import FINDING, IOU, MINED, NETWORKS, TRAINING, Study, judge, yardsticks
-from cxr_fast.reproduce.rendering import difference_text, table_line
 from cxr_fast.reproduce.summary import difference, intervals, localised, scattered_floor
 from cxr_fast.training import open_fabric
 from cxr_fast.training.stages import Reporter

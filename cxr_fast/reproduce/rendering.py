@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.table import Table as Grid
 
 from cxr_fast import paper
-
-_SHORT = {
-    "Atelectasis": "AT", "Cardiomegaly": "CM", "Effusion": "PE", "Infiltration": "Infiltr.",
-    "Pneumonia": "PNA", "Pneumothorax": "PTx",
-}  # fmt: skip
+from cxr_fast.figures.text import difference_text, short_name, span, table_line
 
 
 def published(table: str, iou_threshold: float, row: str | None, finding: str) -> str | None:
@@ -37,13 +32,13 @@ def grids(name: str, summary: dict[str, Any]) -> list[Grid]:
     for k, threshold in enumerate(summary["iou_thresholds"]):
         grid = Grid(title=f"{name}, T(IoU) {threshold:g}", title_justify="left", show_lines=True)
         grid.add_column("method")
-        for finding in [*(_SHORT.get(f, f) for f in summary["findings"]), "mean"]:
+        for finding in [*(short_name(f) for f in summary["findings"]), "mean"]:
             grid.add_column(finding, justify="right")
         for row in summary["rows"]:
             cells = [_cell(name, summary, row, c, k) for c in range(len(summary["findings"]))]
             means = np.nanmean(row["acc"], (0, 1))[k]
             low, high = row["interval"]["mean_acc"][k]
-            grid.add_row(row["name"], *cells, f"{means:.2f}\n[dim]{_span(low, high)}[/dim]")
+            grid.add_row(row["name"], *cells, f"{means:.2f}\n[dim]{span(low, high)}[/dim]")
         made.append(grid)
     return made
 
@@ -51,14 +46,10 @@ def grids(name: str, summary: dict[str, Any]) -> list[Grid]:
 def _cell(name: str, summary: dict[str, Any], row: dict[str, Any], c: int, k: int) -> str:
     acc, afp = (np.nanmean(np.array(row[key])[:, c, k]) for key in ("acc", "afp"))
     lines = [f"{acc:.2f}-{afp:.2f}" if summary["afp_bounds"] else f"{acc:.2f}"]
-    lines.append(f"[dim]{_span(*row['interval']['acc'][c][k])}[/dim]")
+    lines.append(f"[dim]{span(*row['interval']['acc'][c][k])}[/dim]")
     told = published(name, summary["iou_thresholds"][k], row["published"], summary["findings"][c])
     lines.append(f"[italic]{told or ''}[/italic]")
     return "\n".join(lines)
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.2f}..{high:.2f}"
 
 
 def legend(summary: dict[str, Any], judged: int) -> str:
@@ -89,7 +80,7 @@ def answers(summary: dict[str, Any]) -> Grid:
                 answer["differences"][finding], summary["iou_thresholds"], strict=True
             ):
                 if low > 0 or high < 0:
-                    clear.append(f"{_SHORT.get(finding, finding)} {value:+.2f} (T {threshold:g})")
+                    clear.append(f"{short_name(finding)} {value:+.2f} (T {threshold:g})")
         cells = [f"{v:+.2f}\n[dim]{lo:+.2f}..{hi:+.2f}[/dim]" for v, lo, hi in pooled]
         grid.add_row(answer["text"], *cells, ", ".join(clear) or "none")
     return grid
@@ -98,7 +89,7 @@ def answers(summary: dict[str, Any]) -> Grid:
 def markdown(name: str, summary: dict[str, Any], judged: int) -> str:
     """All of it as Markdown."""
     findings, lines = summary["findings"], [f"## {name}", "", legend(summary, judged) + ".", ""]
-    heads = [*(_SHORT.get(f, f) for f in findings), "mean"]
+    heads = [*(short_name(f) for f in findings), "mean"]
     for k, threshold in enumerate(summary["iou_thresholds"]):
         lines += [
             f"T(IoU) {threshold:g}",
@@ -111,9 +102,9 @@ def markdown(name: str, summary: dict[str, Any], judged: int) -> str:
             for c in range(len(findings)):
                 acc, afp = (np.nanmean(np.array(row[key])[:, c, k]) for key in ("acc", "afp"))
                 shown = f"{acc:.2f}-{afp:.2f}" if summary["afp_bounds"] else f"{acc:.2f}"
-                cells.append(f"{shown} ({_span(*row['interval']['acc'][c][k])})")
+                cells.append(f"{shown} ({span(*row['interval']['acc'][c][k])})")
             mean = np.nanmean(row["acc"], (0, 1))[k]
-            cells.append(f"{mean:.2f} ({_span(*row['interval']['mean_acc'][k])})")
+            cells.append(f"{mean:.2f} ({span(*row['interval']['mean_acc'][k])})")
             lines.append(table_line([row["name"], *cells]))
             told = [published(name, threshold, row["published"], f) for f in findings]
             if any(told):
@@ -128,7 +119,7 @@ def markdown(name: str, summary: dict[str, Any], judged: int) -> str:
 def _answer_lines(summary: dict[str, Any]) -> list[str]:
     """Every answer by finding."""
     columns = [*summary["findings"], "all boxes"]
-    heads = [_SHORT.get(f, f) for f in columns]
+    heads = [short_name(f) for f in columns]
     lines = []
     for k, threshold in enumerate(summary["iou_thresholds"]):
         lines += [
@@ -173,7 +164,7 @@ def _quality_lines(summary: dict[str, Any]) -> list[str]:
 def _best_box_lines(summary: dict[str, Any]) -> list[str]:
     """The best box of each image alone, which many boxes cannot help: its Acc and its floor."""
     threshold, findings = summary["iou_thresholds"][0], summary["findings"]
-    heads = ["method", *(_SHORT.get(f, f) for f in findings)]
+    heads = ["method", *(short_name(f) for f in findings)]
     lines = [
         "",
         f"Acc at T(IoU) {threshold:g} of the best box of each image alone, and how many times that of "
@@ -188,14 +179,3 @@ def _best_box_lines(summary: dict[str, Any]) -> list[str]:
         told = (f"{acc:.2f}, x{acc / floor:.1f}" if floor else f"{acc:.2f}" for acc, floor in pairs)
         lines.append(table_line([row["name"], *told]))
     return lines
-
-
-def difference_text(value: float, low: float, high: float) -> str:
-    """A difference with its interval, bold where that excludes zero."""
-    text = f"{value:+.2f} ({low:+.2f}..{high:+.2f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def table_line(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"

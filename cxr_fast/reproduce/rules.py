@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from cxr_fast.archive.dataset import split_by_patient
 from cxr_fast.config import BOXED_FINDINGS, MiningSettings
+from cxr_fast.figures.text import difference_text, table_line
 from cxr_fast.files import write_whole
 from cxr_fast.reproduce.cells import Cell, Judge
 from cxr_fast.reproduce.judging import Detections, Truth, localise, restricted
 from cxr_fast.reproduce.presets import Preset
-from cxr_fast.reproduce.rendering import difference_text, table_line
 from cxr_fast.reproduce.summary import difference, localised
 from cxr_fast.reproduce.tables import WANG, aggregated, mined
 
