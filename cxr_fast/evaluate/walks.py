@@ -38,9 +38,10 @@ from cxr_fast.metrics.localization import Walk, table_walks
 class JudgedWalks:
     """The walk of each finding, and what was matched on the way to it.
 
-    ``walks`` number images from 0; ``names`` has the file name of each number, ``drawn_again`` what the
-    bootstrap draws for it (None: each image by itself), and ``images`` says what AFP is divided by.
-    ``numbers``, ``by_name``, ``truth``, ``maps`` and ``patients`` number all images of the run.
+    ``walks`` number images from 0; ``names`` has the file name of each number, ``drawn_again`` [N] what
+    the bootstrap draws for it (None: each image by itself), and ``images`` says what AFP is divided by.
+    ``bounds`` [C, K] of AFP are infinite where there is none. ``numbers``, ``by_name``, ``truth``,
+    ``maps`` and ``patients`` [N] number all images of the run.
     ``model`` is the SHA-256 of the model that mined, empty where the run does not say.
     """
 

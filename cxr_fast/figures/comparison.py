@@ -100,14 +100,18 @@ def judgement(
 def _document(source: Path) -> dict[str, Any]:
     try:
         read = json.loads(source.read_bytes())
-        there = {"localization", "mean", "options"} <= read.keys()
-        if not there or not all(key in read["options"] for key in _OPTIONS):
-            raise KeyError
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except ValueError:
+        read = None
+    options = read.get("options") if isinstance(read, dict) else None
+    if not (
+        isinstance(options, dict)
+        and {"localization", "mean"} <= read.keys()
+        and options.keys() >= {*_OPTIONS}
+    ):
         raise ValueError(
             f"{source} must be a JSON document of `cxr-fast evaluate RUN --out FILE.json`, but is not; "
             "write it again"
-        ) from error
+        )
     whole: dict[str, Any] = read
     return whole
 

@@ -43,9 +43,10 @@ def mined_rows(
     ``images`` is where the run found them, ``truth`` a box table in the layout of BBox_List_2017.
     ``precision`` is the run's unless given.
 
-    Raises RunFolderError without a run; ValueError for an image or a class that it has not, for a model
-    that is not the run's (unless ``other_model``), and for an image that cannot be read; and what
-    loading a model, listing images and reading a table raise.
+    Raises RunFolderError without a run; FileNotFoundError without the model's file; ValueError for an
+    image or a class that the run has not, for a model that is not the run's (unless ``other_model``),
+    and for an image that cannot be read; and what loading a model, listing images and reading a table
+    raise.
     """
     settings, class_names = run_settings(run), run_class_names(run)
     ids = _ids_of([image for image, _ in named], read_images(run), run)

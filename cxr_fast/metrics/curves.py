@@ -43,10 +43,13 @@ def acc_curves(
     seed: int = 0,
     places: int = 200,
 ) -> list[list[AccCurve]]:
-    """The curve of each walk at each of K overlap thresholds, ``[C][K]``.
+    """The curve of each walk at each of K overlap thresholds, ``[C][K]``: the list B of the paper's
+    Sec. 3.2 cut everywhere, where Table 2 cuts it once.
 
-    Intervals are computed at no more than ``places`` AFP values a curve, evenly spread over its points.
-    The other arguments are those of ``walk_intervals``, whose resamples these are.
+    ``walks`` are those of ``cxr_fast.evaluate.judge_walks``, ``images`` what AFP is divided by,
+    ``clusters`` ``[N]`` the patient of each image (None: images are drawn). Intervals are percentiles
+    of ``resamples`` draws that ``seed`` decides, at no more than ``places`` AFP values a curve, evenly
+    spread over its points. ValueError for other clusters or less than one resample.
     """
     considered = [considered_images(walk, images) for walk in walks]
     all_images = max((walk.images for walk in walks), default=0) if images == "all" else None

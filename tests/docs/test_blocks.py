@@ -24,6 +24,7 @@ from cxr_fast.phantom import PhantomSettings, render
 # Pages whose blocks have a test of their own, which knows what must come out.
 OWN_TESTS = {
     "docs/archives.md": "tests/test_documented_queries.py",
+    "docs/figures.md": "tests/figures/test_figures_page.py",
     "docs/own-classifier.md": "tests/export/test_own_classifier_page.py",
     "docs/scale.md": "tests/test_scale_page.py",
 }
