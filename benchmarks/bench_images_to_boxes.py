@@ -32,7 +32,6 @@ from cxr_fast.benchmarks.literal import peak_component
 from cxr_fast.benchmarks.place import Place, peer_module
 from cxr_fast.benchmarks.racing import Case, Peer, Yardstick
 from cxr_fast.config import MiningSettings
-from cxr_fast.export.command import export_model
 from cxr_fast.mining import load_miner, resolve_precision
 from cxr_fast.models import Architecture, ModelCard, build, load_checkpoint, normalise, save_checkpoint
 from cxr_fast.rows import BatchMiner
@@ -144,6 +143,7 @@ def onnx_ways(checkpoint: Path, folder: Path, cores: int) -> dict[str, Way]:
     """Sessions of one thread, which streams share."""
     import onnxruntime
 
+    from cxr_fast.export.command import export_model
     from cxr_fast.onnx_miner import load_onnx_miner
 
     cam, end2end = folder / "cam.onnx", folder / "end2end.onnx"
