@@ -1,7 +1,6 @@
 """Sphinx: what `make docs` builds from these Markdown files and the package's docstrings."""
 
 import re
-from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -46,23 +45,6 @@ EVIDENCE = {
 }
 
 
-def leave_out_missing_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """The table of contents may name a page that a checkout does not have yet."""
-    if docname != "index":
-        return
-
-    def those_there(contents: re.Match[str]) -> str:
-        lines = contents.group().split("\n")
-        pages = re.compile(r"[\w/-]+")
-        return "\n".join(
-            line
-            for line in lines
-            if not pages.fullmatch(line) or Path(app.srcdir, f"{line}.md").exists()
-        )
-
-    source[0] = re.sub(r"^```\{toctree\}.*?^```$", those_there, source[0], flags=re.M | re.S)
-
-
 def give_tables_a_title(app: Sphinx, docname: str, source: list[str]) -> None:
     """`cxr-fast reproduce` writes tables as parts of a document; here each is a page."""
     folder, _, name = docname.removeprefix("evidence/").partition("/")
@@ -80,6 +62,5 @@ def leave_out_bare_fields(
 
 def setup(app: Sphinx) -> None:
     """What pages and docstrings need before they are read."""
-    app.connect("source-read", leave_out_missing_pages)
     app.connect("source-read", give_tables_a_title)
     app.connect("autodoc-skip-member", leave_out_bare_fields)

@@ -80,6 +80,7 @@ def _maps(images: Sequence[MinedImage], with_heatmaps: bool) -> dict[str, Any]:
     if with_heatmaps:
         columns |= {"height": [3] * len(rows), "width": [2] * len(rows)}
         columns["heatmap"] = [heatmap(*row[:2]).tobytes() for row in rows]
+        columns |= dict.fromkeys(("cam", "erased_at"), columns["heatmap"])
     return columns
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from cxr_fast.cli.commands import Command
 from cxr_fast.cli.options import mining_options
 from cxr_fast.config import MiningSettings
 from cxr_fast.export.scaling import scaling
@@ -43,7 +44,14 @@ def _class_names(value: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Make somebody's classifier a model.",
+    examples=[
+        "cxr-fast adopt weights.pth --from torchxrayvision --out xrv.safetensors",
+        "cxr-fast adopt theirs.onnx --classes Effusion,Mass --range 0,1 --out model.onnx",
+    ],
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="MODEL",
               help="The model to write: .onnx of an ONNX file, .safetensors of weights.")  # fmt: skip

@@ -8,8 +8,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from cxr_fast.cli.commands import SubGroup
 
-@click.group(invoke_without_command=True)
+
+@click.group(
+    cls=SubGroup,
+    short_help="Race operators against their peers.",
+    invoke_without_command=True,
+    examples=["cxr-fast bench --only masked_gap --seconds 1", "cxr-fast bench --out results"],
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--only", metavar="NAME", help="Cases whose name has this; pytest's -k.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,

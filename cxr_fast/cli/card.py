@@ -9,12 +9,20 @@ from typing import Any
 
 import click
 
-from cxr_fast.cli.options import mining_options
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.options import MODEL, mining_options
 from cxr_fast.files import require_writable
 
 
-@click.command()
-@click.argument("model")
+@click.command(
+    cls=Command,
+    short_help="Show or change what a model says of itself.",
+    examples=[
+        "cxr-fast card demo",
+        "cxr-fast card model.safetensors --steps 1 --threshold 0.5 --out other.safetensors",
+    ],
+)
+@click.argument("model", type=MODEL)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the model with these changes; without it the card is printed.")  # fmt: skip
 @mining_options

@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from cxr_fast.cli.options import progress_bar
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.options import console, progress_bar
 
 if TYPE_CHECKING:
     from cxr_fast.archive.convert import Conversion, Layout
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Write the boxes of a run as COCO or CSV.",
+    examples=[
+        "cxr-fast convert run --to coco --out boxes.json --min-probability 0.5",
+        "cxr-fast convert run --to bbox-list --out boxes.csv --class Mass --class Nodule --top 1",
+    ],
+    resume="nothing was written; give the same command again",
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", "layout", required=True, type=click.Choice(["coco", "bbox-list"]),
               help="COCO JSON, or the layout of BBox_List_2017.csv.")  # fmt: skip
@@ -44,7 +52,7 @@ def convert(
     """
     from cxr_fast.archive.convert import BoxFilter, convert_run
 
-    with progress_bar(Console(stderr=True)) as bar:
+    with progress_bar(console()) as bar:
         task = bar.add_task("converting", total=None, note="")
 
         def progress(done: int, total: int) -> None:

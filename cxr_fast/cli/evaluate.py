@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cxr_fast.cli.commands import Command
 from cxr_fast.cli.options import judging_options
 
 if TYPE_CHECKING:
@@ -22,7 +23,14 @@ _WIDTH = 100
 _NAMES = {"pointing_game": "pointing game", "map_iou": "mean IoU", "pixel_auc": "pixel AUC"}
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Judge a run by true boxes and labels.",
+    examples=[
+        "cxr-fast evaluate run --boxes BBox_List_2017.csv --labels Data_Entry_2017.csv",
+        "cxr-fast evaluate run --boxes BBox_List_2017.csv --afp-bounds paper --json",
+    ],
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--boxes", required=True, type=click.Path(path_type=Path),
               help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip

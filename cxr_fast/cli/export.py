@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 import click
 
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.options import MODEL
+
 
 def _size(
     context: click.Context, parameter: click.Parameter, value: str | None
@@ -22,8 +25,15 @@ def _size(
         ) from error
 
 
-@click.command()
-@click.argument("model")
+@click.command(
+    cls=Command,
+    short_help="Write a model as ONNX or torch.export.",
+    examples=[
+        "cxr-fast export demo --form cam --out cam.onnx",
+        "cxr-fast export model.safetensors --raw-input --dtype float16 --out boxes.onnx",
+    ],
+)
+@click.argument("model", type=MODEL)
 @click.option("--to", type=click.Choice(["onnx", "pt2"]), default="onnx", show_default=True,
               help="ONNX, or a torch.export program.")  # fmt: skip
 @click.option("--form", type=click.Choice(["cam", "end2end"]), default="end2end", show_default=True,

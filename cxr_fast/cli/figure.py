@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cxr_fast.cli.commands import SubGroup
 from cxr_fast.cli.options import judging_options
 from cxr_fast.files import require_writable, write_whole
 
@@ -35,7 +36,7 @@ def _figure_options(command: _Command) -> _Command:
     return command
 
 
-@click.group()
+@click.group(cls=SubGroup, short_help="Draw figures and tables for papers.")
 def figure() -> None:
     """Draw figures for papers: PNG, SVG and PDF; tables also as Markdown, LaTeX and CSV.
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from cxr_fast.cli.options import progress_bar
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.endings import Interrupts, name_of
+from cxr_fast.cli.options import MODEL, THREADS, console, progress_bar
 from cxr_fast.files import write_whole
 
 # Where nobody watches a bar, a log has a line now and then.
@@ -33,18 +34,32 @@ def _one_source(context: click.Context, parameter: click.Parameter, value: tuple
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _stopping(talk: Console) -> Iterator[tuple[threading.Event, list[int]]]:
+    """An event that Ctrl-C and SIGTERM set, and which of them did."""
+    stop, numbers = threading.Event(), list[int]()
+
+    def softly(number: int) -> None:
+        numbers.append(number)
+        stop.set()
+        talk.print(f"{name_of(number)}: stopping behind the shard in hand; once more ends at once")
+
+    interrupts = click.get_current_context().find_object(Interrupts)
+    with interrupts.softly(softly) if interrupts else nullcontext():
+        yield stop, numbers
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Mine images into boxes.",
+    examples=[
+        "cxr-fast mine archive/images --model demo --out run --overlays 20",
+        "cxr-fast mine 'shards-{000..099}.tar' --model model.onnx --out run --min-probability 0.5",
+        "cxr-fast mine images --model model.safetensors --out run --classes labels --labels labels.csv",
+    ],
+    resume="the same command goes on where it stopped",
+)
 @click.argument("images", nargs=-1, required=True, callback=_one_source)
-@click.option("--model", required=True,
+@click.option("--model", required=True, type=MODEL,
               help="A checkpoint, an .onnx file of `cxr-fast export --form cam` (no torch needed), or "
               "'demo' for the bundled model.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
@@ -74,7 +89,7 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
               "file auto, tensorrt, cuda, openvino, cpu.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This machine, or the Ray cluster that RAY_ADDRESS names.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1),
+@click.option("--threads", type=THREADS,
               help="Of this machine: as many as cores; with --engine ray of each worker: its GPU's "
               "share of the node, or the node.")  # fmt: skip
 @click.option("--max-errors", type=click.IntRange(0), metavar="N",
@@ -111,21 +126,22 @@ def mine(
 
     Writes OUT/findings/*.parquet, one row a box, OUT/maps/*.parquet, one row a heatmap,
     OUT/errors.parquet and OUT/run.json. The same command goes on where it stopped; other settings
-    in the same folder are refused. SIGTERM ends it behind the shard in hand.
+    in the same folder are refused. Ctrl-C and SIGTERM
+    end it behind the shard in hand.
     """
     from cxr_fast import _numpy_ops
     from cxr_fast.archive import command
 
     # The process is this command's own; pages that were given back cost a tenth of its time.
     _numpy_ops.keep_freed_memory()
-    console = Console(stderr=True)
+    talk = console()
     prepared = command.prepare(
         images, model, out, classes, labels, truth, overlays, min_probability, heatmaps, keep_tags,
         precision, batch_size, shard_size, device, threads, max_errors, engine,
     )  # fmt: skip
     with prepared as job:
-        console.print(job.summary, highlight=False, soft_wrap=True)
-        with progress_bar(console) as bar:
+        talk.print(job.summary, highlight=False, soft_wrap=True)
+        with progress_bar(talk) as bar:
             task = bar.add_task("mining", total=None, note="")
 
             seen: dict[str, Any] = {}
@@ -137,12 +153,12 @@ def mine(
                 note = f"{done / seconds:.1f} images/s, limited by {stages.limit()}"
                 bar.update(task, completed=done, total=total, note=note)
                 seen.update(images=done, stages=stages)
-                if not console.is_terminal and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                if not talk.is_terminal and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                     told = time.monotonic()
-                    console.print(f"{done} of {total} images, {note}", highlight=False, soft_wrap=True)
+                    talk.print(f"{done} of {total} images, {note}", highlight=False, soft_wrap=True)
 
             try:
-                with _stop_on_sigterm() as stop:
+                with _stopping(talk) as (stop, numbers):
                     report = job.run(progress, stop)
             finally:
                 if profile and seen:
@@ -169,7 +185,8 @@ def mine(
         for trouble in job.troubles:
             click.echo(f"overlay not drawn  {trouble}", err=True)
     if report.stopped:
-        click.echo("stopped by SIGTERM behind a whole shard; the same command goes on", err=True)
-        sys.exit(128 + signal.SIGTERM)
+        name = name_of(numbers[0])
+        click.echo(f"stopped by {name} behind a whole shard; the same command goes on", err=True)
+        sys.exit(128 + numbers[0])
     if strict and report.unreadable:
         sys.exit(1)

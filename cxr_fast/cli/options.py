@@ -7,19 +7,42 @@ from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cxr_fast.cli.commands import QUIET
 from cxr_fast.config import Mode, Select
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+# More threads than any machine has cores only cost memory; a system refuses at a number of its own.
+THREADS = click.IntRange(1, 1024)
+# What every generator of random numbers takes.
+SEED = click.IntRange(0, 2**32 - 1)
+
+
+class ModelFile(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A model's file, or ``demo`` for the bundled one; the text as it was given."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """``demo``, or else whatever files there are."""
+        if incomplete and "demo".startswith(incomplete):
+            return [CompletionItem("demo")]
+        return [CompletionItem(incomplete, type="file")]
+
+
+MODEL = ModelFile()
+
+
 def threads_option(command: _Command) -> _Command:
     """Add ``--threads``."""
-    decorate = click.option(
-        "--threads", type=click.IntRange(1), default=None, help="Default: as many as cores."
-    )
+    decorate = click.option("--threads", type=THREADS, default=None, help="Default: as many as cores.")
     return decorate(command)
 
 
@@ -85,7 +108,7 @@ def judging_options(thresholds: tuple[float, ...]) -> Callable[[_Command], _Comm
             show_default=True, help="What the intervals draw; patients need --labels.",
         ),
         click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=SEED, default=0, show_default=True),
     )  # fmt: skip
 
     def decorate(command: _Command) -> _Command:
@@ -101,6 +124,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def console() -> Console:
+    """For the person who waits: stderr, and nothing with ``--quiet``."""
+    return Console(stderr=True, quiet=click.get_current_context().meta.get(QUIET, False))
+
+
 def progress_bar(console: Console) -> Progress:
     """A bar that is drawn on a terminal only; tasks need the field ``note``."""
     return Progress(
@@ -110,5 +138,5 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or console.is_dumb_terminal or console.quiet,
     )

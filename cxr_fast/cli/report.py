@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from cxr_fast.cli.options import progress_bar, threads_option
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.options import console, progress_bar, threads_option
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Make pages to look through a run.",
+    examples=[
+        "cxr-fast report run --images archive/images",
+        "cxr-fast report run --images archive/images --choose random --findings 2000",
+    ],
+    resume="the report that was there is unchanged; give the same command again",
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--images", metavar="IMAGES",
               help="What was mined, where it is now: a folder, list or tars, as for `mine`. Without it "
@@ -38,8 +46,8 @@ def report(run: Path, images: str | None, truth: Path | None, as_json: bool, **o
     """
     from cxr_fast.report import write_report
 
-    console = Console(stderr=True)
-    with progress_bar(console) as bar:
+    talk = console()
+    with progress_bar(talk) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:

@@ -9,11 +9,20 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cxr_fast.cli.options import cores, progress_bar, threads_option
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.options import SEED, console, cores, progress_bar, threads_option
 from cxr_fast.files import require_writable
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Run the paper's protocol and tables.",
+    examples=[
+        "cxr-fast reproduce table3 --data archive --out results --preset small",
+        "cxr-fast reproduce siim --data siim_covid --out results",
+    ],
+    resume="what was trained is kept; the same command goes on",
+)
 @click.argument("what", type=click.Choice(["table1", "table2", "table3", "fig2", "rules", "siim"]))
 @click.option("--data", required=True, type=click.Path(path_type=Path),
               help="The archive, laid out as ChestX-ray14; for siim its own folder.")  # fmt: skip
@@ -29,7 +38,7 @@ from cxr_fast.files import require_writable
               help="The published scale (a GPU), one for two cores, the same for longer.")  # fmt: skip
 @click.option("--imagenet", type=click.Path(path_type=Path),
               help="torchvision's weights that the backbone begins with, as the paper's.")  # fmt: skip
-@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2),
+@click.option("--seed", "seeds", type=SEED, multiple=True, default=(0, 1, 2),
               show_default=True, help="Once for each seed.")  # fmt: skip
 @threads_option
 def reproduce(
@@ -69,10 +78,10 @@ def reproduce(
     for folder in (out, runs or out):
         require_writable(folder)
     seeds, networks = tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(networks))
-    console = Console(stderr=True)
+    talk = console()
     torch.set_num_threads(threads or cores())
     runs = runs or out / "runs"
-    with progress_bar(console) as bar:
+    with progress_bar(talk) as bar:
 
         def images_read(label: str) -> Callable[[int, int], None]:
             task = bar.add_task(label, total=None, note="")
@@ -98,7 +107,7 @@ def reproduce(
             )
             for folder in (out, runs):
                 folder.mkdir(parents=True, exist_ok=True)
-            report = real_report.reproduce_siim(study, names, seeds, console.print)
+            report = real_report.reproduce_siim(study, names, seeds, talk.print)
             click.echo(real_report.markdown(report))
             return
         protocol = command.open_protocol(
@@ -111,10 +120,10 @@ def reproduce(
         if what == "rules":
             from cxr_fast.reproduce import rules
 
-            compared = command.reproduce_rules(protocol, seeds, out, runs, reporter, console.print)
+            compared = command.reproduce_rules(protocol, seeds, out, runs, reporter, talk.print)
             click.echo(rules.markdown(compared))
             return
-        made = command.reproduce(what, protocol, seeds, out, runs, reporter, console.print)
+        made = command.reproduce(what, protocol, seeds, out, runs, reporter, talk.print)
     printed = Console()
     for grid in rendering.grids(what, made):
         printed.print(grid)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 
-from cxr_fast.cli.options import cores, progress_bar, threads_option
+from cxr_fast.cli.commands import Command
+from cxr_fast.cli.options import SEED, console, cores, progress_bar, threads_option
 from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -32,7 +33,7 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("validation", float, "Share of patients held back. Default: 0.1."),
     ("monitor", ("loss", "auroc"), "What picks the best epoch. Default: loss."),
     ("patience", click.IntRange(0), "Epochs without a better one that end it. Default: 5 for msa."),
-    ("seed", click.IntRange(0), "Default: 0."),
+    ("seed", SEED, "Default: 0."),
     ("precision", ("auto", "float32", "bfloat16"), "Default: auto."),
     ("checkpoint-every", click.IntRange(1), "Updates between two states on disk. Default: 500."),
     ("flip", click.FloatRange(0, 1), "Chance of a mirror image. Default: 0."),
@@ -55,6 +56,14 @@ def _settings_options(command: _Command) -> _Command:
 
 
 @click.command(
+    cls=Command,
+    short_help="Train a stage on image-level labels.",
+    examples=[
+        "cxr-fast train archive --stage base --out runs/base",
+        "cxr-fast train archive --stage mining --start msa.safetensors --mine-list mine.txt --out am",
+        "torchrun --nproc-per-node 8 -m cxr_fast.cli train archive --config base.yaml --out base",
+    ],
+    resume="the same command goes on from the last state on the disk",
     # A line with nothing but a backspace keeps click from filling the paragraph after it.
     help="""Train one stage of the method on the image-level labels of ARCHIVE.
 
@@ -67,7 +76,7 @@ mining    attention mining with knowledge preservation
 ARCHIVE is laid out as ChestX-ray14. OUT gets best.safetensors, last.safetensors, metrics.csv and
 tensorboard/. The same command goes on where it was stopped. Start it with torchrun for several
 processes.
-"""
+""",
 )
 @click.argument("archive", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The training's folder.")
@@ -104,6 +113,7 @@ processes.
 @click.option("--frozen-norms", is_flag=True, default=None,
               help="Keep batch normalisation in eval mode.")  # fmt: skip
 @threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print the last epoch and the files as JSON.")
 def train(
     archive: Path,
     out: Path,
@@ -112,6 +122,7 @@ def train(
     cache: Path | None,
     skip_missing: bool,
     threads: int | None,
+    as_json: bool,
     **flags: Any,
 ) -> None:
     """Train one stage; see the command's help."""
@@ -128,11 +139,11 @@ def train(
         cache,
         "skip" if skip_missing else "refuse",
     )
-    console = Console(stderr=True)
+    talk = console()
     for note in job.archive.notes:
-        console.print(note, highlight=False)
+        talk.print(note, highlight=False)
     torch.set_num_threads(threads or cores())
-    with progress_bar(console) as bar:
+    with progress_bar(talk) as bar:
 
         def images_read(what: str) -> Callable[[int, int], None]:
             task = bar.add_task(what, total=None, note="")
@@ -142,7 +153,11 @@ def train(
             task = bar.add_task(what, total=None, note="")
             return lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
-        result = job.run(console.print, images_read, reporter, threads or cores())
+        result = job.run(talk.print, images_read, reporter, threads or cores())
     row = result.histories[-1][-1]
+    if as_json:
+        told = {name: row[name] for name in ("epoch", "loss", "auroc")}
+        click.echo(json.dumps({**told, "best": str(result.best), "last": str(result.last)}))
+        return
     click.echo(f"epoch {row['epoch']:.0f}: loss {row['loss']:.4f}, mean AUROC {row['auroc']:.3f}")
     click.echo(f"best  {result.best}\nlast  {result.last}")
