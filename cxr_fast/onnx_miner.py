@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from cxr_fast import runtime
 from cxr_fast.config import LEAST_DEVIATION, MiningSettings
 from cxr_fast.export.metadata import IMAGE, IMAGE_SIZE, ExportMetadata, from_properties
+from cxr_fast.machine import cores
 from cxr_fast.rows import MinedBatch, Network, levels_of, peaks_of
 
 # What ``--device`` may name, in the order in which ``auto`` tries them.
@@ -238,9 +238,9 @@ def _openvino_options(precision: str) -> dict[str, str]:
 
     One thread's calls would otherwise wait for those of the other.
     """
-    cores = str(len(os.sched_getaffinity(0)))
+    count = str(cores())
     hint = {"bfloat16": "bf16", "float32": "f32"}[openvino_precision(precision)]
-    names = {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": hint}
+    names = {"NUM_STREAMS": count, "INFERENCE_NUM_THREADS": count, "INFERENCE_PRECISION_HINT": hint}
     return {"device_type": "CPU", "load_config": json.dumps({"CPU": names})}
 
 

@@ -4,7 +4,6 @@ work begins.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,6 +37,7 @@ from cxr_fast.archive.run import Engine, Progress, RunReport, mine_archive, run_
 from cxr_fast.archive.sources import FileList
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import require_writable
+from cxr_fast.machine import cores
 from cxr_fast.model_files import model_digest, model_path
 from cxr_fast.rows import BatchMiner, MinedBatch
 from cxr_fast.runtime import MiningResult
@@ -199,7 +199,7 @@ def _engine(
 ) -> AbstractContextManager[Engine]:
     if name == "local":
         miners = batch_miners(model, precision, device)
-        return nullcontext(LocalEngine(miners, threads or len(os.sched_getaffinity(0))))
+        return nullcontext(LocalEngine(miners, threads or cores()))
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"with --engine ray the device is auto, cpu or cuda, but is {device!r}: each worker takes "

@@ -9,7 +9,7 @@ import click
 
 from cxr_fast import __version__
 from cxr_fast.cli.commands import Command
-from cxr_fast.cli.options import cores
+from cxr_fast.machine import cores
 
 
 @click.command(

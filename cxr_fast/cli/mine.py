@@ -126,8 +126,7 @@ def mine(
 
     Writes OUT/findings/*.parquet, one row a box, OUT/maps/*.parquet, one row a heatmap,
     OUT/errors.parquet and OUT/run.json. The same command goes on where it stopped; other settings
-    in the same folder are refused. Ctrl-C and SIGTERM
-    end it behind the shard in hand.
+    in the same folder are refused. Ctrl-C and SIGTERM end it behind the shard in hand.
     """
     from cxr_fast import _numpy_ops
     from cxr_fast.archive import command

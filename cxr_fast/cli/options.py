@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
@@ -117,11 +116,6 @@ def judging_options(thresholds: tuple[float, ...]) -> Callable[[_Command], _Comm
         return command
 
     return decorate
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def console() -> Console:

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from cxr_fast.cli.commands import Command
-from cxr_fast.cli.options import SEED, console, cores, progress_bar, threads_option
+from cxr_fast.cli.options import SEED, console, progress_bar, threads_option
+from cxr_fast.machine import cores
 
 
 @click.command(

@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 
 from cxr_fast.cli.commands import Command
-from cxr_fast.cli.options import SEED, console, cores, progress_bar, threads_option
+from cxr_fast.cli.options import SEED, console, progress_bar, threads_option
 from cxr_fast.files import require_writable
+from cxr_fast.machine import cores
 
 
 @click.command(

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from cxr_fast.cli.commands import Command
-from cxr_fast.cli.options import SEED, console, cores, progress_bar, threads_option
+from cxr_fast.cli.options import SEED, console, progress_bar, threads_option
 from cxr_fast.config import BOXED_FINDINGS, CHESTXRAY14_FINDINGS
+from cxr_fast.machine import cores
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -11,13 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from cxr_fast.archive.findings import read_errors
+from cxr_fast.archive.findings import read_errors, run_settings
 from cxr_fast.model_files import model_digest
 from cxr_fast.report.scripts import column
 from cxr_fast.report.survey import SIZE_EDGES, Totals
 
 # Of errors; errors.parquet has them all.
 _LISTED = 1000
+
+
+def document(
+    run: Path, totals: Totals, counts: Mapping[str, int], left_out: Sequence[str]
+) -> dict[str, Any]:
+    """All of it; ``counts`` and ``left_out`` are of what the pages show."""
+    settings = run_settings(run)
+    return {
+        "version": 1,
+        "key": run_key(settings),
+        "title": run.resolve().name,
+        "classes": list(settings["model"]["class_names"]),
+        "steps": settings["mining"]["steps"],
+        "counts": dict(counts),
+        "per_class": per_class(totals),
+        "size_edges": list(SIZE_EDGES),
+        "errors": errors_of(run),
+        "run": facts(settings, counts["images"]),
+        "throughput": throughput_of(run),
+        "left_out": list(left_out),
+        "synthetic": is_synthetic(settings),
+    }
 
 
 def run_key(settings: Mapping[str, Any]) -> str:
@@ -100,8 +122,3 @@ def _flat(value: Mapping[str, Any], inside: str = "") -> list[tuple[str, str]]:
         else:
             lines.append((label, str(part)))
     return lines
-
-
-def size_edges() -> list[float]:
-    """Edges of ``size_histogram``, in percent of the image's area."""
-    return list(SIZE_EDGES)

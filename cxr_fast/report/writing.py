@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from cxr_fast.archive.chestxray14 import read_boxes
 from cxr_fast.archive.convert.boxes import FinishedShards, beside, finished_shards
-from cxr_fast.archive.findings import run_settings
 from cxr_fast.archive.images import list_images
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import saying_when_full
+from cxr_fast.machine import cores
 from cxr_fast.metrics import iou
 from cxr_fast.report import summary
 from cxr_fast.report.layers import IMAGES_A_CHUNK, layer_chunks, layers_of
@@ -108,9 +108,13 @@ def write_report(
         _copy_page(new)
         there = np.zeros(len(ids), np.uint8)
         if source is not None:
-            cores = threads or len(os.sched_getaffinity(0))
             there = write_previews(
-                source, numbers, new, preview_size, cores, lambda a, b: tell("pictures", a, b)
+                source,
+                numbers,
+                new,
+                preview_size,
+                threads or cores(),
+                lambda a, b: tell("pictures", a, b),
             )
         if kept != "none":
             shown = set(zip(image.tolist(), rows.class_index.tolist(), strict=True))
@@ -120,7 +124,15 @@ def write_report(
                 (new / "data" / f"{name}.js").write_bytes(script(name, {"maps": entries}))
                 tell("maps", chunk + 1, chunks)
         left_out = tuple(_left_out(shards, totals.findings.sum(), rows, kept, images, there, choose))
-        settings = run_settings(folder)
+        counts = {
+            "images": shards.images,
+            "findings": int(totals.findings.sum()),
+            "shown_images": len(ids),
+            "shown": len(image),
+            "errors": shards.unreadable,
+            "previews": int(there.sum()),
+        }
+        said = {"layers": kept, "layers_per_chunk": IMAGES_A_CHUNK, "truth": true is not None}
         values = {
             "images": {
                 "id": ids,
@@ -130,41 +142,17 @@ def write_report(
             },
             "findings": _findings(rows, image, true),
             "truth": _truth_columns(true),
-            "summary": {
-                "version": 1,
-                "key": summary.run_key(settings),
-                "title": folder.resolve().name,
-                "classes": list(shards.class_names),
-                "steps": settings["mining"]["steps"],
-                "layers": kept,
-                "layers_per_chunk": IMAGES_A_CHUNK,
-                "counts": {
-                    "images": shards.images,
-                    "findings": int(totals.findings.sum()),
-                    "shown_images": len(ids),
-                    "shown": len(image),
-                    "errors": shards.unreadable,
-                    "previews": int(there.sum()),
-                },
-                "per_class": summary.per_class(totals),
-                "size_edges": summary.size_edges(),
-                "errors": summary.errors_of(folder),
-                "run": summary.facts(settings, shards.images),
-                "throughput": summary.throughput_of(folder),
-                "left_out": list(left_out),
-                "truth": true is not None,
-                "synthetic": summary.is_synthetic(settings),
-            },
+            "summary": summary.document(folder, totals, counts, list(left_out)) | said,
         }
         for name, value in values.items():
             (new / "data" / f"{name}.js").write_bytes(script(name, value))
         written = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
     return Report(
         target / "index.html",
-        int(totals.findings.sum()),
-        len(image),
-        len(ids),
-        int(there.sum()),
+        counts["findings"],
+        counts["shown"],
+        counts["shown_images"],
+        counts["previews"],
         written,
         left_out,
     )
