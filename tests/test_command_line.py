@@ -115,6 +115,7 @@ def test_exit_codes(archive: Path, tmp_path: Path) -> None:
         (OSError(28, "the disk is full: run needs more room"), "the disk is full: run needs more room"),
         (ValueError("steps must be 1"), "steps must be 1"),
         (ModuleNotFoundError("no", name="yaml"), "pip install 'cxr_fast[train]'"),
+        (ModuleNotFoundError("no", name="matplotlib"), "pip install 'cxr_fast[figures]'"),
         (KeyError("x"), "something unexpected happened (KeyError"),
         (MemoryError(), "there is not enough memory"),
         (RuntimeError("can't start new thread"), "lower --threads"),

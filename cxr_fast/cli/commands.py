@@ -67,6 +67,10 @@ class SubGroup(Command, click.Group):
 
     command_class = Command
 
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """As of a command, and then the commands of its own."""
+        return [*super().collect_usage_pieces(ctx), self.subcommand_metavar]
+
 
 class Group(click.Group):
     """The command ``cxr-fast``: commands under headings, errors in sentences, signals in order."""

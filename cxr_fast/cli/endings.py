@@ -28,6 +28,7 @@ EXIT_CODES = {
 # Which extra of the package brings a module, where it is not the extra torch.
 _EXTRAS = {
     "lightning_fabric": "train",
+    "matplotlib": "figures",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "ray": "ray",

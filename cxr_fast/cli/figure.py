@@ -49,7 +49,7 @@ def figure() -> None:
     """  # noqa: D301 - click's mark for lines to leave as they are is a backspace
 
 
-@figure.command()
+@figure.command(short_help="Attention steps of named images.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--images", required=True, help="What the run was mined from, as `mine` takes it.")
 @click.option("--model", required=True, help="The model that the run was mined by.")
@@ -98,7 +98,7 @@ def fig2(
     _say(outs, notes)
 
 
-@figure.command()
+@figure.command(short_help="Acc over AFP, with intervals.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--boxes", required=True, type=click.Path(path_type=Path),
               help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip
@@ -142,7 +142,7 @@ def curves(
     _say(outs, made.notes)
 
 
-@figure.command()
+@figure.command(short_help="Runs side by side, with differences.")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--name", "names", multiple=True, metavar="NAME",
               help="Of a source in the table, in their order; file or folder name by default."
