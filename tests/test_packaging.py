@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -47,3 +50,21 @@ def test_every_extra_is_of_packages_that_are_named_once() -> None:
     for name, wanted in project["optional-dependencies"].items():
         bare = [re.split(r"[<>=;\[ ]", one)[0] for one in wanted if not one.startswith("cxr_fast")]
         assert len(bare) == len(set(bare)), name
+
+
+def test_the_source_archive_has_what_a_build_and_a_lawyer_need(tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core")
+    build = f"from scikit_build_core.build import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
+    (made,) = tmp_path.iterdir()
+    assert made.name == f"cxr_fast-{cxr_fast.__version__}.tar.gz"
+    with tarfile.open(made) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        told = archive.extractfile(f"cxr_fast-{cxr_fast.__version__}/PKG-INFO")
+        assert told is not None
+        information = told.read().decode()
+    wanted = {"LICENSE", "CITATION.cff", "CHANGELOG.md", "CMakeLists.txt", "cxr_fast/py.typed"}
+    assert wanted <= names, wanted - names
+    assert f"Version: {cxr_fast.__version__}\n" in information
+    assert "License-File: LICENSE\n" in information
+    assert not [name for name in names if name.startswith(("benchmarks/results/", ".ci", ".venv"))]
