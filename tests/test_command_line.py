@@ -178,6 +178,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     with open("/dev/full", "w") as nowhere:
+        told = subprocess.run(
+            [*COMMAND, "--help"], stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert told.returncode == 1
+    assert "the disk is full" in told.stderr
+    assert "Traceback" not in told.stderr
+    with open("/dev/full", "w") as nowhere:
         full = subprocess.run(
             [*COMMAND, "env"], stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False
         )
@@ -230,11 +237,12 @@ def test_a_second_ctrl_c_ends_at_once(archive: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_other_commands_go_on(tmp_path: Path) -> None:
-    with started("phantom", tmp_path / "archive", "--images", 5000, "--threads", 1) as process:
+    call = ["phantom", tmp_path / "archive", "--images", 5000, "--threads", 2]
+    with started(*call, start_new_session=True) as process:
         while not list(tmp_path.glob("archive/images/*.png")):
             assert process.poll() is None
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers included
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.strip() == "stopped by Ctrl-C; the same command goes on where it stopped"

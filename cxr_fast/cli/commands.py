@@ -105,6 +105,15 @@ class Group(click.Group):
                 click.echo(stopped.sentence, err=True)
                 raise SystemExit(stopped.exit_code) from None
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As click does; ``--help`` and ``--version`` are printed here, where a disk may be full."""
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Refused(sentence_of(error)) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Errors that a person can mend become a sentence and exit code 1."""
         try:

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,8 +42,8 @@ _BOX_NAMES = {"Infiltration": "Infiltrate"}
 
 # Zlib level 1: level 6 takes four times as long and saves a tenth.
 _PNG_LEVEL = 1
-# Images a worker draws before it reports, and reports that may wait for each worker.
-_CHUNK = 8
+# Images a worker draws before it reports, which an end waits for, and reports that may wait for each.
+_CHUNK = 2
 _AHEAD = 3
 
 Row = dict[str, Any]
@@ -161,7 +163,8 @@ def _draw(out: Path, settings: PhantomSettings, missing: list[int], workers: int
         running: set[Future[list[Row]]] = set()
         try:
             for chunk in chunks:
-                running.add(pool.submit(_draw_chunk, out, settings, chunk))
+                with _deaf_to_ctrl_c():
+                    running.add(pool.submit(_draw_chunk, out, settings, chunk))
                 if len(running) >= workers * _AHEAD:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -170,6 +173,19 @@ def _draw(out: Path, settings: PhantomSettings, missing: list[int], workers: int
                 yield from future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that begin in the block never see Ctrl-C, which a terminal sends them, too.
+
+    This one does, behind the block, and ends them in order.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _draw_chunk(out: Path, settings: PhantomSettings, indices: list[int]) -> list[Row]:
