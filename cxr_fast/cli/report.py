@@ -31,8 +31,8 @@ from cxr_fast.cli.options import console, progress_bar, threads_option
               help="Show this many at most; totals are of all.")  # fmt: skip
 @click.option("--choose", type=click.Choice(["probable", "random"]), default="probable",
               show_default=True,
-              help="Which, where there are more: those of the most probable classes, or of images "
-              "drawn at random.")  # fmt: skip
+              help="Which, where there are more: the most probable of each class, as many of each, or "
+              "those of images drawn at random.")  # fmt: skip
 @click.option("--preview-size", type=click.IntRange(64, 4096), default=768, show_default=True,
               help="Pixels of the longer side of pictures.")  # fmt: skip
 @threads_option

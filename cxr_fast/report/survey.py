@@ -1,7 +1,7 @@
 """One pass over a run's tables: totals of everything, and the findings that are shown.
 
 A run may have a thousand times as many findings as anybody looks at. Totals count them all; shown are
-those of the most probable classes, or of images drawn at random. Memory holds what is shown, and one
+the most probable of each class, or those of images drawn at random. Memory holds what is shown, and one
 part.
 """
 
@@ -123,8 +123,9 @@ def survey(
 ) -> tuple[Totals, Rows]:
     """Totals of a run, and at most ``most`` of its findings, in the run's order.
 
-    ``probable``: those whose class is most probable in their image; ``random``: all those of images,
-    in an order that hangs on nothing but the image_id. ``progress`` is told parts done and all.
+    ``probable``: the most probable of each class, as many of each; what a class with few leaves free
+    goes to the others. ``random``: all those of images, in an order that hangs on nothing but the
+    image_id. ``progress`` is told parts done and all.
     Raises RunFolderError where findings and maps of the run do not belong together.
     """
     totals = Totals(len(shards.class_names))
@@ -138,7 +139,7 @@ def survey(
         chosen.append((key, rows))
         held += len(key)
         if held > 2 * most or done == len(shards.parts):
-            chosen = [_best(chosen, most)]
+            chosen = [_best(chosen, most, by_class=choose == "probable")]
             held = len(chosen[0][0])
         if progress is not None:
             progress(done, len(shards.parts))
@@ -148,9 +149,21 @@ def survey(
     return totals, rows.take(np.argsort(rows.place, kind="stable"))
 
 
-def _best(chosen: list[tuple[FloatArray, Rows]], most: int) -> tuple[FloatArray, Rows]:
+def _best(chosen: list[tuple[FloatArray, Rows]], most: int, by_class: bool) -> tuple[FloatArray, Rows]:
+    """Those with the largest keys, equal ones in the run's order; ``by_class``: in turn of each class.
+
+    What is dropped here would be dropped at the end, too: rows to come only make its turn later.
+    """
     key, rows = np.concatenate([key for key, _ in chosen]), _joined([rows for _, rows in chosen])
-    order = np.argsort(-key, kind="stable")[:most]
+    order = np.lexsort((rows.place, -key))
+    if by_class:
+        classes = rows.class_index[order]
+        grouped = np.argsort(classes, kind="stable")
+        starts = np.searchsorted(classes[grouped], classes)
+        turn = np.empty(len(order), np.int64)
+        turn[grouped] = np.arange(len(order)) - starts[grouped]
+        order = order[np.argsort(turn, kind="stable")]
+    order = order[:most]
     return key[order], rows.take(order)
 
 

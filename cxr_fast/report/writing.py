@@ -18,12 +18,12 @@ from cxr_fast.archive.chestxray14 import read_boxes
 from cxr_fast.archive.convert.boxes import FinishedShards, beside, finished_shards
 from cxr_fast.archive.images import list_images
 from cxr_fast.config import CHESTXRAY14_FINDINGS
-from cxr_fast.files import saying_when_full
+from cxr_fast.files import held, saying_when_full
 from cxr_fast.machine import cores
 from cxr_fast.metrics import iou
 from cxr_fast.report import summary
 from cxr_fast.report.layers import IMAGES_A_CHUNK, layer_chunks, layers_of
-from cxr_fast.report.previews import write_previews
+from cxr_fast.report.previews import MISSING, OTHER, THERE, write_mean, write_previews
 from cxr_fast.report.scripts import column, script
 from cxr_fast.report.survey import Choice, Rows, survey
 
@@ -83,6 +83,7 @@ def write_report(
     folder = Path(run)
     shards = finished_shards(folder)
     target = folder / "report"
+    _clear_interrupted(target)
     if os.path.lexists(target) and not (target / "data" / "summary.js").is_file():
         raise FileExistsError(
             f"{target} is no report of this command, and is not written over; move it away first"
@@ -115,6 +116,7 @@ def write_report(
                 preview_size,
                 threads or cores(),
                 lambda a, b: tell("pictures", a, b),
+                sizes=sizes,
             )
         if kept != "none":
             shown = set(zip(image.tolist(), rows.class_index.tolist(), strict=True))
@@ -130,15 +132,20 @@ def write_report(
             "shown_images": len(ids),
             "shown": len(image),
             "errors": shards.unreadable,
-            "previews": int(there.sum()),
+            "previews": int((there == THERE).sum()),
         }
-        said = {"layers": kept, "layers_per_chunk": IMAGES_A_CHUNK, "truth": true is not None}
+        said = {
+            "layers": kept,
+            "layers_per_chunk": IMAGES_A_CHUNK,
+            "truth": true is not None,
+            "mean": write_mean(new, there),
+        }
         values = {
             "images": {
                 "id": ids,
                 "width": column(sizes[:, 1], "uint32"),
                 "height": column(sizes[:, 0], "uint32"),
-                "preview": column(there, "uint8"),
+                "preview": column(there == THERE, "uint8"),
             },
             "findings": _findings(rows, image, true),
             "truth": _truth_columns(true),
@@ -223,7 +230,7 @@ def _left_out(
         yield f"{shards.missing} shards of the run are not mined yet, and not in the report"
     if len(rows.place) < findings:
         which = (
-            "those of the most probable classes"
+            "the most probable of each class"
             if choose == "probable"
             else "those of images drawn at random"
         )
@@ -233,10 +240,15 @@ def _left_out(
         )
     if images is None:
         yield "no pictures: give the folder that was mined with --images"
-    elif not there.all():
+    elif missing := int((there == MISSING).sum()):
         yield (
-            f"{int((there == 0).sum())} of {len(there)} pictures are not in {images} or cannot be "
-            "read; name the folder that was mined with --images"
+            f"{missing} of {len(there)} pictures are not in {images} or cannot be read; name the "
+            "folder that was mined with --images"
+        )
+    if other := int((there == OTHER).sum()):
+        yield (
+            f"{other} pictures in {images} have another size than those that were mined, and are not "
+            "shown; name the folder that was mined with --images"
         )
     if kept == "none":
         yield "no heatmaps: mine with --heatmaps, into a new folder"
@@ -255,13 +267,15 @@ def _replacing_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name ``target`` when the block ends well.
 
     Folders cannot be exchanged in one step everywhere: a kill between two renames leaves the old one
-    beside it, under a name that begins with .report-old.
+    beside it, under a name that begins with .report-old; see ``_clear_interrupted``.
     """
     new = target.with_name(f".{target.name}-new-{secrets.token_hex(4)}")
     old = target.with_name(f".{target.name}-old-{secrets.token_hex(4)}")
     new.mkdir()
     try:
-        yield new
+        with held(new):
+            yield new
+            (new / ".lock").unlink()
         if target.exists():
             target.rename(old)
         new.rename(target)
@@ -272,3 +286,21 @@ def _replacing_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_interrupted(target: Path) -> None:
+    """Put back a report that a kill left without its name, and remove what a killed one left half done.
+
+    A folder that another process is filling now is held by it, and left alone.
+    """
+    for old in target.parent.glob(f".{target.name}-old-*"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+    for new in target.parent.glob(f".{target.name}-new-*"):
+        try:
+            with held(new):
+                shutil.rmtree(new, ignore_errors=True)
+        except RuntimeError:
+            continue

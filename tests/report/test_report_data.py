@@ -13,11 +13,23 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from mined_run import CELLS, CLASSES, HEIGHT, HOSTILE, SETTINGS, WIDTH, decoded, frame, read
+from mined_run import (
+    CELLS,
+    CLASSES,
+    HEIGHT,
+    HOSTILE,
+    SETTINGS,
+    WIDTH,
+    columns,
+    decoded,
+    frame,
+    read,
+)
 from PIL import Image
 
 from cxr_fast.archive.findings import open_run
 from cxr_fast.cli import main
+from cxr_fast.files import held
 from cxr_fast.report import write_report
 from cxr_fast.report.scripts import column, script
 
@@ -93,12 +105,47 @@ def test_findings_and_maps_are_those_of_the_tables(run: Path) -> None:
 def test_the_most_probable_are_shown_and_all_are_counted(run: Path) -> None:
     report = write_report(run, findings=40)
     found = frame(run)
-    best = found.sort_values("probability", ascending=False, kind="stable").head(40).sort_index()
+    by_class = found.sort_values("probability", ascending=False, kind="stable").groupby("class")
+    # 13 of each of three classes, and the most probable of the fourteenth ones.
+    best = pd.concat([by_class.head(13), by_class.nth(13).nlargest(1, "probability")]).sort_index()
     got, images = read(run / "report", "findings"), read(run / "report", "images")
     assert [images["id"][i] for i in got["image"]] == best.image_id.tolist()
     np.testing.assert_array_equal(got["score"], best.score)
     assert read(run / "report", "summary")["counts"]["findings"] == len(found) == report.findings
     assert f"40 of {len(found)} findings can be looked at" in report.left_out[0]
+
+
+def test_a_rare_class_is_shown_whole_however_improbable(tmp_path: Path) -> None:
+    """Ten shards, so that rows are dropped on the way; class B is in one of them, and never likely."""
+    rng = np.random.default_rng(7)
+    names = [f"{i:03d}.png" for i in range(200)]
+    with open_run(tmp_path, SETTINGS) as opened:
+        opened.write_images(names)
+        for shard in range(10):
+            rows = [
+                (name, c, 1, 1, 1, 9, 9, 0.5, rng.choice([0.6, 0.7, 0.8]) if c != CLASSES[1] else 0.01)
+                for name in names[20 * shard : 20 * shard + 20]
+                for c in CLASSES
+                if c != CLASSES[1] or shard == 4
+            ]
+            maps = [(*row[:2], row[8], 1, 1, HEIGHT, WIDTH) for row in rows]
+            opened.write_shard(
+                shard,
+                columns(rows, "image_id class rank x1 y1 x2 y2 score probability"),
+                (),
+                columns(maps, "image_id class probability peak_x peak_y image_height image_width"),
+            )
+        opened.finish(10)
+    write_report(tmp_path, findings=100)
+    found, got = frame(tmp_path), read(tmp_path / "report", "findings")
+    images = read(tmp_path / "report", "images")
+    shown = {(images["id"][i], CLASSES[c]) for i, c in zip(got["image"], got["class"], strict=True)}
+    expected = set()
+    for name, count in ((CLASSES[0], 40), (CLASSES[1], 20), (CLASSES[2], 40)):
+        own = found[found["class"] == name]
+        likely = own.sort_values("probability", ascending=False, kind="stable").head(count)
+        expected |= {(image, name) for image in likely.image_id}
+    assert shown == expected
 
 
 def test_random_ones_are_of_whole_images_and_the_same_again(run: Path) -> None:
@@ -144,28 +191,35 @@ def test_true_boxes_and_how_well_they_are_met(run: Path, tmp_path: Path) -> None
 
 
 def test_pictures(run: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    archive = tmp_path / "archive"
+    archive, greys = tmp_path / "archive", dict[str, int]()
     names = frame(run).image_id.unique().tolist()
     for i, name in enumerate(n for n in names if n != HOSTILE):
         (archive / name).parent.mkdir(parents=True, exist_ok=True)
-        grey, kind = rng.integers(1, 250), np.uint16 if i % 2 else np.uint8
-        pixels = np.full((1000, 1600), grey * (257 if i % 2 else 1), kind)
-        Image.fromarray(pixels).save(archive / name)
+        # In turn of 8 bits, of 16, and of 12 stored in 16; half of each at least is used.
+        grey, bits = int(rng.integers(128, 250)), (8, 16, 12)[i % 3]
+        kind = np.uint8 if bits == 8 else np.uint16
+        Image.fromarray(np.full((HEIGHT, WIDTH), grey << (bits - 8), kind)).save(archive / name)
+        greys[name] = grey
+    Image.fromarray(np.zeros((HEIGHT, WIDTH + 1), np.uint8)).save(archive / names[5])
     (archive / names[3]).write_bytes(b"\x89PNG")
-    report = write_report(run, str(archive), preview_size=320)
+    report = write_report(run, str(archive), preview_size=80)
     images = read(run / "report", "images")
     there = images["preview"]
-    assert report.previews == there.sum() == len(names) - 2
+    assert report.previews == there.sum() == len(names) - 3
     for number, name in enumerate(images["id"]):
         file = run / "report" / "previews" / "000" / f"{number:06d}.jpg"
-        assert file.exists() == bool(there[number]) == (name not in (HOSTILE, names[3]))
+        assert file.exists() == bool(there[number]) == (name not in (HOSTILE, names[3], names[5]))
         if there[number]:
             picture = Image.open(file)
-            assert picture.size == (320, 200)
-            original = np.asarray(Image.open(archive / name))
-            expected = original.mean() / (257 if original.dtype != np.uint8 else 1)
-            assert np.asarray(picture).mean() == pytest.approx(expected, abs=2)
+            assert picture.size == (80, 50)
+            assert np.asarray(picture).mean() == pytest.approx(greys[name], abs=2)
+    mean = np.asarray(Image.open(run / "report" / "mean.jpg"))
+    assert mean.shape == (128, 128)
+    shown = [greys[name] for name in images["id"] if name in greys and name not in (names[3], names[5])]
+    assert mean.mean() == pytest.approx(np.mean(shown), abs=2)
     assert f"2 of {len(names)} pictures are not in" in report.left_out[0]
+    assert "1 pictures in" in report.left_out[1]
+    assert "have another size than those that were mined" in report.left_out[1]
 
 
 def test_nothing_of_a_name_is_markup(run: Path) -> None:
@@ -210,6 +264,21 @@ def test_a_report_is_replaced_whole_or_not_at_all(run: Path, monkeypatch: pytest
     write_report(run, findings=20)
     assert read(run / "report", "summary")["key"] == key  # a reader's marks are found again
     assert not list(run.glob(".report*"))
+
+
+def test_what_kills_leave_behind_is_put_right(run: Path) -> None:
+    write_report(run, findings=10)
+    (run / "report").rename(run / ".report-old-00000000")  # killed between two renames
+    (run / ".report-new-00000000" / "data").mkdir(parents=True)  # killed while it was written
+    busy = run / ".report-new-11111111"  # another process is at it
+    busy.mkdir()
+    with held(busy), pytest.raises(ValueError, match=r"run\.json"):
+        write_report(run, truth=run / "run.json")
+    assert read(run / "report", "findings")["score"].size == 10
+    assert [path.name for path in run.glob(".report*")] == [busy.name]
+    write_report(run)
+    assert not list(run.glob(".report*"))
+    assert not list((run / "report").glob(".*"))
 
 
 def test_what_is_no_report_is_left_alone(run: Path) -> None:
