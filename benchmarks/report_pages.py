@@ -102,6 +102,10 @@ def measure(index: Path) -> dict[str, float]:
         page.wait_for_selector(".card")
         click = "document.getElementById('{}').click()"
         figures["page turn, ms"] = timed(page, click.format("page-next"), 30)
+        pictures = "await Promise.all([...document.querySelectorAll('.card img')].map(i => i.decode()))"
+        figures["the same, until its pictures are decoded, ms"] = timed(
+            page, click.format("page-next"), 30, pictures
+        )
         sort = "location.hash = 'gallery?sort=score&up=' + (location.hash.includes('up=1') ? 0 : 1)"
         figures["sort all by score, ms"] = timed(page, sort, 10)
         narrow = "location.hash = 'gallery?class=Mass&score=' + Math.random() / 2 + '..1&sort=size'"

@@ -115,6 +115,8 @@ def test_the_overview_says_what_there_is(report: Path, page: Any) -> None:
         assert f"mean score {own.score.mean():.2f}" in text
         assert len(card.query_selector_all(".histogram")) == 2
     assert "empty file" in page.inner_text("main")
+    backdrop = "[...document.querySelectorAll('.chest img')].map((i) => i.complete && i.naturalWidth)"
+    until(page, f"{backdrop}.join() === '128,128,128'")
     assert "1 of 49 pictures are not in" in page.inner_text(".left-out")
     page.click(".class-card a")
     page.wait_for_selector(".card")
@@ -205,6 +207,14 @@ def test_layers_are_the_steps(report: Path, page: Any) -> None:
         gone = (erased_at > 0) & (erased_at < t)
         grey_cells = (np.abs(drawn[..., :3] - 120) <= 1).all(-1) & (drawn[..., 3] == 150)
         assert (grey_cells == gone).all()
+        outline = page.query_selector("#boxes .erased")
+        assert (outline is None) == (t == 1)
+        if outline:
+            # As long as there are sides between cells that are erased and others, or the edge.
+            padded = np.pad(gone, 1)
+            sides = [np.count_nonzero(np.diff(padded.astype(int), axis=axis)) for axis in (0, 1)]
+            path = outline.get_attribute("d")
+            assert [path.count("h"), path.count("v")] == sides
         # Brighter where there is more attention, among the cells that are left.
         alive = cam[~gone]
         grey = drawn[..., 3][~gone]
@@ -334,6 +344,51 @@ def test_marks_stay_and_leave_as_csv(report: Path, page: Any, tmp_path: Path) ->
     page.set_input_files("#import", tmp_path / "wrong.csv")
     until(page, "document.getElementById('told').textContent.includes('Row 2 must have')")
     assert page.inner_text("#mark-counts").startswith("3 accepted, 1 rejected")
+
+
+def test_a_finding_has_an_address_of_its_own(report: Path, page: Any) -> None:
+    """Read again, it is the same one, in the same order: found by a filter that marking changes."""
+    found = frame(report.parent)
+    own = found[found["class"] == CLASSES[2]].sort_values("score", ascending=False, kind="stable").index
+    go(page, report, "#gallery?class=C&sort=score&mark=none")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stage")
+    page.keyboard.press("a")
+    page.keyboard.press("j")
+    until(page, "document.getElementById('place').textContent.startsWith('3 of')")
+    assert page.inner_text("#image-id") == found.image_id[own[2]]
+    page.reload()
+    page.wait_for_selector("#stage")
+    assert page.inner_text("#image-id") == found.image_id[own[2]]
+    assert page.inner_text("#place") == f"2 of {len(own) - 1}"  # the accepted one is out now
+    page.keyboard.press("k")
+    until(page, "document.getElementById('place').textContent.startsWith('1 of')")
+    assert page.inner_text("#image-id") == found.image_id[own[1]]
+    go(page, report, f"#finding?{own[0]}&mark=none")  # in no such order: among all
+    assert page.inner_text("#place").endswith(f" of {len(found)}")
+    assert page.inner_text("#image-id") == found.image_id[own[0]]
+    go(page, report, "#finding?1000000")
+    page.wait_for_selector("#cards")
+
+
+def test_windows_do_not_undo_each_others_marks(report: Path, page: Any) -> None:
+    go(page, report, "#finding?0")
+    other = page.context.new_page()
+    go(other, report, "#finding?10")
+    page.keyboard.press("a")
+    until(page, "document.getElementById('place').textContent.startsWith('2 of')")
+    other.keyboard.press("r")
+    until(other, "document.getElementById('place').textContent.startsWith('12 of')")
+    page.keyboard.press("a")
+    until(page, "document.getElementById('place').textContent.startsWith('3 of')")
+    other.keyboard.press("k")
+    other.keyboard.press("c")
+    go(page, report, "#marks")
+    assert page.inner_text("#mark-counts").startswith("2 accepted, 0 rejected")
+    page.reload()
+    page.wait_for_selector("#mark-counts")
+    assert page.inner_text("#mark-counts").startswith("2 accepted, 0 rejected")
 
 
 def test_a_name_is_text_and_nothing_else(report: Path, page: Any) -> None:

@@ -27,6 +27,20 @@
     return Int16Array.from(cam, (value, i) => (alive(i) ? Math.round((value - low) * scale) : -1));
   }
 
+  // Around the cells that were erased before step t, as the path of an SVG in pixels of the image.
+  function erased({ erased_at: erasedAt, height, width }, t, imageWidth, imageHeight) {
+    const gone = (y, x) => y >= 0 && x >= 0 && y < height && x < width &&
+      erasedAt[y * width + x] > 0 && erasedAt[y * width + x] < t;
+    const w = imageWidth / width, h = imageHeight / height;
+    let d = "";
+    for (let y = 0; y <= height; y++)
+      for (let x = 0; x <= width; x++) {
+        if (gone(y, x) !== gone(y - 1, x)) d += `M${x * w} ${y * h}h${w}`;
+        if (gone(y, x) !== gone(y, x - 1)) d += `M${x * w} ${y * h}v${h}`;
+      }
+    return element("path", { class: "erased", d });
+  }
+
   // A map as a canvas of a pixel a cell, which the browser smooths when it stretches it.
   function drawMap(canvas, levels, height, width, fading = false) {
     canvas.width = width;
@@ -80,5 +94,5 @@
     }, element("line", { x1: 0, x2: counts.length * 10, y1: 40, y2: 40 }), ...bars);
   }
 
-  Object.assign(cxrReport, { step, drawMap, box, overlay, picture, histogram });
+  Object.assign(cxrReport, { step, erased, drawMap, box, overlay, picture, histogram });
 })();

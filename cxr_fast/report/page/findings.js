@@ -113,12 +113,9 @@
       this.of = new Map();
       this.row = new Map();
       for (let i = 0; i < findings.length; i++) this.row.set(this.key(i), i);
-      try {
-        const kept = JSON.parse(localStorage.getItem(this.place) ?? "[]");
-        for (const [name, mark] of kept) if (MARKS.includes(mark)) this.#put(name, mark);
-      } catch (error) {
-        notice("This browser keeps nothing for pages from the disk: export marks before you close the page.");
-      }
+      this.shared = true; // whether the browser's storage holds what is here
+      this.#recall();
+      addEventListener("storage", (event) => { if (event.key === this.place) this.#recall(); });
     }
 
     key(i) {
@@ -130,12 +127,12 @@
     }
 
     set(i, mark) {
-      this.#put(this.key(i), mark);
-      this.#keep();
+      this.merge([[this.key(i), mark]]);
     }
 
     // Many at once, by key; gives how many are new or other than before.
     merge(entries) {
+      this.#recall();
       let changed = 0;
       for (const [key, mark] of entries) {
         if ((this.of.get(key) ?? "none") !== mark) changed++;
@@ -146,8 +143,7 @@
     }
 
     clear() {
-      this.of.clear();
-      this.findings.marked.fill(0);
+      this.#forget();
       this.#keep();
     }
 
@@ -163,10 +159,30 @@
       if (row !== undefined) this.findings.marked[row] = MARKS.indexOf(mark);
     }
 
+    #forget() {
+      this.of.clear();
+      this.findings.marked.fill(0);
+    }
+
+    // Take what is stored: another window may have set marks since, which must not be written over.
+    #recall() {
+      if (!this.shared) return;
+      try {
+        const kept = JSON.parse(localStorage.getItem(this.place) ?? "[]");
+        this.#forget();
+        for (const [name, mark] of kept) if (MARKS.includes(mark)) this.#put(name, mark);
+      } catch (error) {
+        this.shared = false;
+        notice("This browser keeps nothing for pages from the disk: export marks before you close the page.");
+      }
+    }
+
     #keep() {
+      if (!this.shared) return;
       try {
         localStorage.setItem(this.place, JSON.stringify([...this.of]));
       } catch (error) {
+        this.shared = false;
         notice("This browser has no room for marks, or refuses it: export them before you close the page.");
       }
     }

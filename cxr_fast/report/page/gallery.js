@@ -20,6 +20,23 @@
     return order;
   }
 
+  // The filter without its page, as an address has it.
+  const queryOf = (of) => toQuery({ ...of, page: 0 });
+
+  // The order that an address of a finding was written under: as it is, where it is of that filter, because
+  // it must not shift below a reader who marks. Without the finding in it, the whole archive.
+  function selectFor(query, i) {
+    if (filter === null || queryOf(filter) !== queryOf(fromQuery(query))) select(query);
+    if (!order.includes(i)) select("");
+    return order.indexOf(i);
+  }
+
+  // A finding by its number, and the filter that it was found by: read again, or in another window, the same.
+  function finding(at) {
+    const query = queryOf(filter);
+    return `#finding?${order[at]}${query ? `&${query}` : ""}`;
+  }
+
   const pages = () => Math.max(1, Math.ceil(order.length / CARDS));
 
   function range(name, label, step, unit) {
@@ -70,7 +87,7 @@
     const frame = element("div", { class: "frame" }, picture(image),
       overlay(f.width[image], f.height[image], box("current", f.x1[i], f.y1[i], f.x2[i], f.y2[i])));
     frame.style.setProperty("--ratio", (f.width[image] || 1) / (f.height[image] || 1));
-    return element("a", { class: `card ${mark}`, href: `#finding?${at}`, "data-finding": i,
+    return element("a", { class: `card ${mark}`, href: finding(at), "data-finding": i, "data-at": at,
       "aria-label": `${f.name(i)} in ${f.ids[image]}, score ${decimals(f.score[i])}, ${mark === "none" ? "not marked" : `${mark}ed`}` },
       element("div", { class: "thumb" }, frame),
       element("span", { class: "line" }, element("strong", {}, f.name(i)),
@@ -140,7 +157,7 @@
       const i = Number(document.activeElement.dataset.finding);
       const focused = document.activeElement;
       cxrReport.viewer.mark(i, { a: "accept", r: "reject", c: "none" }[pressed]);
-      const fresh = card(i, Number(focused.getAttribute("href").split("?")[1]));
+      const fresh = card(i, Number(focused.dataset.at));
       focused.replaceWith(fresh);
       fresh.focus();
     } else return false;
@@ -148,9 +165,8 @@
   }
 
   cxrReport.gallery = {
-    show, key, select,
+    show, key, select, selectFor, finding,
     get order() { return order; },
     address: (at) => `#gallery?${toQuery({ ...filter, page: Math.floor(at / CARDS) })}`,
-    get opened() { return filter !== null; },
   };
 })();

@@ -8,7 +8,7 @@
     const { summary } = cxrReport;
     const map = element("canvas", { class: "position", role: "img",
       "aria-label": `Where boxes of ${name} lie; the patient's right is on the left` });
-    drawMap(map, totals.position, 32, 32);
+    drawMap(map, totals.position, 32, 32, summary.mean);
     const edges = summary.size_edges;
     const link = element("a", { href: `#gallery?${new URLSearchParams({ class: name, sort: "probability" })}` }, name);
     const empty = totals.findings === 0;
@@ -19,7 +19,8 @@
       element("p", { class: "figures" },
         `mean score ${decimals(totals.mean_score ?? NaN)}, mean probability ${decimals(totals.mean_probability ?? NaN)}`),
       empty ? element("p", { class: "quiet" }, "nothing was found") : element("div", { class: "class-pictures" },
-        element("div", { class: "chest" }, map,
+        element("div", { class: "chest" },
+          summary.mean ? element("img", { src: "mean.jpg", alt: "", draggable: "false" }) : null, map,
           element("span", { class: "side" }, "R"), element("span", { class: "side" }, "L")),
         element("div", {},
           element("p", { class: "caption" }, "score, 0 to 1"),

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { element, count, decimals, box, overlay, picture, drawMap, step, say, kept } = cxrReport;
+  const { element, count, decimals, box, overlay, picture, drawMap, step, erased, say, kept } = cxrReport;
   const chunk = kept(4); // maps of so many times 64 images are held
 
   // How a reader likes it stays from finding to finding.
@@ -33,13 +33,16 @@
     const i = now();
     canvas.hidden = !map || !view.shown;
     canvas.style.opacity = view.opacity;
+    const t = parseInt(view.layer, 10);
     if (map) {
-      const t = parseInt(view.layer, 10);
       drawMap(canvas, t ? step(map, t) : map.heatmap, map.height, map.width, true);
     }
     for (const button of document.querySelectorAll("#layers button"))
       button.setAttribute("aria-pressed", String(view.shown && button.dataset.layer === view.layer));
     const drawn = [], width = f.width[f.image[i]];
+    if (map && view.shown && t > 1) drawn.push(erased(map, t, width, f.height[f.image[i]]));
+    document.getElementById("layer-note").textContent =
+      map && view.shown && t > 1 ? "Dotted: erased by earlier steps." : "";
     if (view.truth)
       for (let g = 0; g < truth.image.length; g++)
         if (truth.image[g] === f.image[i] && truth.class[g] === f.class[i])
@@ -82,7 +85,7 @@
     else paint();
   }
 
-  const go = (place) => { location.replace(`#finding?${place}`); };
+  const go = (place) => { location.replace(cxrReport.gallery.finding(place)); };
   const toggle = (name) => { view[name] = !view[name]; paint(); };
 
   function layer(name) {
@@ -122,14 +125,13 @@
 
   function show(main, query) {
     const { findings: f, gallery, summary } = cxrReport;
-    if (!gallery.opened) gallery.select("");
-    if (!gallery.order.length) { location.replace("#gallery"); return; }
-    at = Math.min(Math.max(parseInt(query, 10) || 0, 0), gallery.order.length - 1);
+    const [number, rest = ""] = query.split(/&(.*)/s);
+    at = gallery.selectFor(rest, parseInt(number, 10));
+    if (at < 0) { location.replace("#gallery"); return; }
     const i = now(), image = f.image[i];
     const frame = element("div", { class: "frame", id: "frame" }, picture(image),
       element("canvas", { id: "map", hidden: true, "aria-hidden": "true" }), overlay(f.width[image], f.height[image],
-        element("g", { id: "boxes" })),
-      element("span", { class: "side right", "aria-hidden": "true" }, "R"), element("span", { class: "side left", "aria-hidden": "true" }, "L"));
+        element("g", { id: "boxes" })));
     frame.style.setProperty("--ratio", (f.width[image] || 1) / (f.height[image] || 1));
     const button = (attributes, text, key) => element("button", { type: "button", ...attributes },
       text, key ? element("kbd", {}, key) : null);
@@ -144,10 +146,11 @@
       element("div", { id: "mark", role: "group", "aria-label": "Mark" },
         button({ "data-mark": "accept", onclick: () => marked("accept") }, "✓ Accept", "a"),
         button({ "data-mark": "reject", onclick: () => marked("reject") }, "✕ Reject", "r"),
-        button({ "data-mark": "none", onclick: () => marked("none") }, "No mark", "c")),
+        button({ "data-mark": "none", onclick: () => marked("none") }, "Clear", "c")),
       element("div", { id: "layers", role: "group", "aria-label": "Layers" },
         ...layers().map(([name, text]) => button({ "data-layer": name, disabled: name === "none", onclick: () => layer(name) }, text,
           name === "all" ? "0" : parseInt(name, 10) ? name : ""))),
+      element("p", { class: "quiet", id: "layer-note" }),
       element("div", { class: "toggles", role: "group", "aria-label": "Shown" },
         button({ id: "toggle-map", disabled: summary.layers === "none", onclick: () => toggle("shown") }, "Layer", "h"),
         button({ id: "toggle-boxes", onclick: () => toggle("boxes") }, "Boxes", "b"),
