@@ -12,7 +12,6 @@ a yardstick. The other results are those of ours.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from cxr_fast.benchmarks.literal import peak_component
 from cxr_fast.benchmarks.place import Place, peer_module
 from cxr_fast.benchmarks.racing import Case, Peer, Yardstick
 from cxr_fast.config import MiningSettings
+from cxr_fast.machine import cores
 from cxr_fast.mining import load_miner, resolve_precision
 from cxr_fast.models import Architecture, ModelCard, build, load_checkpoint, normalise, save_checkpoint
 from cxr_fast.rows import BatchMiner
@@ -70,19 +70,19 @@ def test_images_to_boxes(
 ) -> None:
     if place.cuda or peer_module("onnxruntime") is None or peer_module("onnx") is None:
         pytest.skip("races ONNX Runtime on a processor: pip install 'cxr_fast[onnx]', --device cpu")
-    cores = len(os.sched_getaffinity(0))
+    count = cores()
     _, card = load_checkpoint(checkpoint)
     random = np.random.default_rng(0).random
-    pictures = random((STREAM_IMAGES * cores, card.input_size, card.input_size), np.float32)
+    pictures = random((STREAM_IMAGES * count, card.input_size, card.input_size), np.float32)
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(cores))
-        streams = partial(in_streams, pool, cores)
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        streams = partial(in_streams, pool, count)
         float32 = mining(load_miner(checkpoint, precision="float32", device="cpu"))
         peers = [
             Peer(name, streams(way), same)
-            for name, way in onnx_ways(checkpoint, checkpoint.parent, cores).items()
+            for name, way in onnx_ways(checkpoint, checkpoint.parent, count).items()
         ]
-        sticks = [Yardstick("the network alone, eager", one_stream(eager(checkpoint), cores))]
+        sticks = [Yardstick("the network alone, eager", one_stream(eager(checkpoint), count))]
         if (auto := resolve_precision("auto", place.device)) != torch.float32:
             name = str(auto).removeprefix("torch.")
             way = mining(load_miner(checkpoint, precision="auto", device="cpu"))
@@ -92,9 +92,9 @@ def test_images_to_boxes(
                 Yardstick(f"ONNX Runtime's OpenVINO, {by_openvino[0]}", streams(by_openvino[1]))
             )
         if by_torch_cam := torch_cam_way(checkpoint):
-            peers.append(Peer("torch-cam, scikit-image", one_stream(by_torch_cam, cores), same))
+            peers.append(Peer("torch-cam, scikit-image", one_stream(by_torch_cam, count), same))
         if by_grad_cam := grad_cam_way(checkpoint):
-            sticks.append(Yardstick("pytorch-grad-cam, scikit-image", one_stream(by_grad_cam, cores)))
+            sticks.append(Yardstick("pytorch-grad-cam, scikit-image", one_stream(by_grad_cam, count)))
         size = f"{card.input_size}x{card.input_size}"
         name = f"images to boxes {case} {size} C{inputs.CLASSES} N{len(pictures)}"
         race(

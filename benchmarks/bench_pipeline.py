@@ -8,7 +8,6 @@ the faster one counts.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from cxr_fast.archive.run import Progress, RunReport, mine_archive, run_settings
 from cxr_fast.benchmarks.place import Place
 from cxr_fast.benchmarks.racing import Case, Yardstick
 from cxr_fast.config import BOXED_FINDINGS
+from cxr_fast.machine import cores
 from cxr_fast.mining import Miner, load_miner
 from cxr_fast.models import Architecture, ModelCard, build, save_checkpoint
 from cxr_fast.phantom import PhantomSettings, write_archive
@@ -42,7 +42,7 @@ def pipeline_cases(place: Place) -> list[str]:
 def images(place: Place, tmp_path_factory: pytest.TempPathFactory) -> ImageList:
     folder = tmp_path_factory.mktemp("phantoms") / "archive"
     count, size = (4, 128) if place.quick else (512 if place.cuda else 24, 1024)
-    write_archive(folder, PhantomSettings(images=count, size=size), workers=_cores())
+    write_archive(folder, PhantomSettings(images=count, size=size), workers=cores())
     return list_images(folder / "images")
 
 
@@ -61,13 +61,13 @@ def test_pipeline(
     case: str, race: Callable[[Case], None], place: Place, images: ImageList, miner: Miner
 ) -> None:
     batch = 2 if place.quick else 64 if place.cuda else 8
-    run = partial(whole_run, images, miner, batch, _cores())
+    run = partial(whole_run, images, miner, batch, cores())
     pixels = miner.prepare(torch.rand(batch, miner.card.input_size, miner.card.input_size))
-    streams = {1} if place.cuda else {1, _cores()}
+    streams = {1} if place.cuda else {1, cores()}
     sticks = [
         Yardstick(
             f"the network alone, {count} stream{'s' if count > 1 else ''}",
-            partial(bare_network, miner, pixels, len(images), count, _cores() // count),
+            partial(bare_network, miner, pixels, len(images), count, cores() // count),
         )
         for count in sorted(streams)
     ]
@@ -109,7 +109,3 @@ def whole_run(
     assert report.images == len(images)
     assert report.unreadable == 0
     return report
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -16,6 +16,7 @@ from cxr_fast import _numpy_ops
 from cxr_fast.archive.images import list_images
 from cxr_fast.archive.stages import Stages
 from cxr_fast.benchmarks.bench_pipeline import whole_run
+from cxr_fast.machine import cores
 from cxr_fast.mining import load_miner
 
 MARKS = (104, 504, 1000, 2000, 3000, 4000)
@@ -46,8 +47,7 @@ def main() -> None:
                 if done >= mark and mark not in seen:
                     seen[mark] = resident_mib()
 
-        cores = len(os.sched_getaffinity(0))
-        report = whole_run(list_images(folder), miner, arguments.batch_size, cores, progress)
+        report = whole_run(list_images(folder), miner, arguments.batch_size, cores(), progress)
     for mark, mib in seen.items():
         print(f"after {mark:6d} images  {mib:8.1f} MiB resident")
     print(f"{report.images / report.seconds:.1f} images/s")

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from linked_images import linked_images
 
 from cxr_fast.cli import main
 from cxr_fast.cli.endings import EXIT_CODES, sentence_of
@@ -194,11 +195,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 def test_ctrl_c_ends_a_run_behind_its_shard_and_it_goes_on(archive: Path, tmp_path: Path) -> None:
     """SIGTERM likewise: tests/archive/test_restart.py."""
-    images, out = tmp_path / "images", tmp_path / "run"
-    images.mkdir()
-    drawn = sorted((archive / "images").iterdir())
-    for i in range(600):
-        (images / f"{i:04d}.png").symlink_to(drawn[i % len(drawn)])
+    images, out = linked_images(archive, tmp_path / "images", 600), tmp_path / "run"
     call = ["mine", images, "--model", "demo", "--out", out, "--shard-size", 16, "--threads", 1]
     with started(*call) as process:
         while len(list(out.glob("findings/*.parquet"))) < 2:
@@ -217,11 +214,7 @@ def test_ctrl_c_ends_a_run_behind_its_shard_and_it_goes_on(archive: Path, tmp_pa
 
 
 def test_a_second_ctrl_c_ends_at_once(archive: Path, tmp_path: Path) -> None:
-    images, out = tmp_path / "images", tmp_path / "run"
-    images.mkdir()
-    drawn = sorted((archive / "images").iterdir())
-    for i in range(3000):
-        (images / f"{i:04d}.png").symlink_to(drawn[i % len(drawn)])
+    images, out = linked_images(archive, tmp_path / "images", 3000), tmp_path / "run"
     with started("mine", images, "--model", "demo", "--out", out, "--threads", 1) as process:
         while not (out / "run.json").exists():
             time.sleep(0.01)

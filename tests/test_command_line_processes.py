@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from linked_images import linked_images
 
 from cxr_fast.cli import main
 from cxr_fast.phantom import PhantomSettings, write_archive
@@ -112,11 +113,7 @@ def test_a_stopped_training_says_how_it_goes_on_and_does(tmp_path: Path) -> None
 
 
 def test_json_of_a_stopped_run_is_whole(archive: Path, tmp_path: Path) -> None:
-    images, out = tmp_path / "images", tmp_path / "run"
-    images.mkdir()
-    drawn = sorted((archive / "images").iterdir())
-    for i in range(2000):
-        (images / f"{i:04d}.png").symlink_to(drawn[i % len(drawn)])
+    images, out = linked_images(archive, tmp_path / "images", 2000), tmp_path / "run"
     code, told, _ = stopped(
         signal.SIGINT,
         lambda: bool(list(out.glob("findings/*.parquet"))),

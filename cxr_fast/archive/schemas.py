@@ -33,15 +33,13 @@ MAPS_SCHEMA = pa.schema(
 # With --heatmaps also the heatmap and the CAM, 0 to 255 from the least to the largest value, and the
 # step that erased each cell (0: none): height * width bytes in row-major order. From these comes the
 # attention of each step, to a level: the CAM on the cells that are left, from least to largest.
+KEPT_MAPS = ("heatmap", "cam", "erased_at")
 HEATMAPS_SCHEMA = pa.schema(
     [
         *MAPS_SCHEMA,
         pa.field("height", pa.int16(), nullable=False),
         pa.field("width", pa.int16(), nullable=False),
-        *(
-            pa.field(name, pa.large_binary(), nullable=False)
-            for name in ("heatmap", "cam", "erased_at")
-        ),
+        *(pa.field(name, pa.large_binary(), nullable=False) for name in KEPT_MAPS),
     ]
 )
 NOTES_SCHEMA = pa.schema(

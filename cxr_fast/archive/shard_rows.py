@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cxr_fast.archive.schemas import NOTES_SCHEMA, findings_table, maps_table, tags_schema
+from cxr_fast.archive.schemas import (
+    KEPT_MAPS,
+    NOTES_SCHEMA,
+    findings_table,
+    maps_table,
+    tags_schema,
+)
 from cxr_fast.rows import Findings, Maps
 
 
@@ -55,7 +61,7 @@ def shard_rows(
         "image_width": width,
     }
     if "heatmap" in maps:
-        mapped |= _map_columns({name: maps[name] for name in ("heatmap", "cam", "erased_at")})
+        mapped |= _map_columns({name: maps[name] for name in KEPT_MAPS})
     errors = tuple(error for o in outcomes for error in o.errors)
     notes = [{"image_id": name, "note": note} for o in outcomes for name, note in o.notes]
     tags = [{"image_id": name, **kept} for o in outcomes for name, kept in o.tags]

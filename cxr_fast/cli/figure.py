@@ -15,6 +15,13 @@ from cxr_fast.files import require_writable, write_whole
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+_labels_option = click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Label table in the layout of Data_Entry_2017.csv, for patients.",
+)
+
+
 def _figure_options(command: _Command) -> _Command:
     """Add what all figures share."""
     for decorate in reversed(
@@ -102,8 +109,7 @@ def fig2(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--boxes", required=True, type=click.Path(path_type=Path),
               help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip
-@click.option("--labels", type=click.Path(path_type=Path),
-              help="Label table in the layout of Data_Entry_2017.csv, for patients.")  # fmt: skip
+@_labels_option
 @click.option("--finding", "findings", multiple=True, metavar="NAME",
               help="Once for each; all that the box table names by default.")  # fmt: skip
 @click.option("--published", is_flag=True,
@@ -149,8 +155,7 @@ def curves(
               )  # fmt: skip
 @click.option("--boxes", type=click.Path(path_type=Path),
               help="Box table in the layout of BBox_List_2017.csv; for folders.")  # fmt: skip
-@click.option("--labels", type=click.Path(path_type=Path),
-              help="Label table in the layout of Data_Entry_2017.csv, for patients.")  # fmt: skip
+@_labels_option
 @click.option("--reference", metavar="NAME",
               help="Differences are against this run. Default: the first.")  # fmt: skip
 @click.option("--with-afp", is_flag=True, help="AFP below each Acc.")

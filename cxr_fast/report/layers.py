@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_fast.archive.run_columns import IntArray, coded
+from cxr_fast.archive.schemas import KEPT_MAPS
 from cxr_fast.report.scripts import column
 
 Layers = Literal["steps", "heatmap", "none"]
@@ -22,7 +23,7 @@ def layers_of(parts: Sequence[Path]) -> Layers:
     names = pq.read_schema(parts[0]).names if parts else []
     if "heatmap" not in names:
         return "none"
-    return "steps" if {"cam", "erased_at"} <= set(names) else "heatmap"
+    return "steps" if set(KEPT_MAPS) <= set(names) else "heatmap"
 
 
 def layer_chunks(
@@ -35,7 +36,7 @@ def layer_chunks(
 
     ``numbers`` has the images in the run's order, so that a part's follow those of the part before.
     """
-    kept = ["heatmap"] if layers_of(parts) == "heatmap" else ["heatmap", "cam", "erased_at"]
+    kept = ["heatmap"] if layers_of(parts) == "heatmap" else KEPT_MAPS
     chunk, maps = -1, list[dict[str, Any]]()
     for part in parts:
         table = pq.ParquetFile(part, read_dictionary=["image_id"]).read(["image_id", "class"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxr_fast.archive.findings import read_errors, run_settings
+from cxr_fast.archive.overlays import ramp
 from cxr_fast.model_files import model_digest
 from cxr_fast.report.scripts import column
 from cxr_fast.report.survey import SIZE_EDGES, Totals
@@ -39,6 +40,7 @@ def document(
         "throughput": throughput_of(run),
         "left_out": list(left_out),
         "synthetic": is_synthetic(settings),
+        "ramp": column(np.rint(ramp(np.linspace(0, 1, 256))), "uint8"),
     }
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_fast.archive.convert.boxes import FinishedShards, beside
+from cxr_fast.archive.convert.boxes import FinishedShards, beside, image_sizes
 from cxr_fast.archive.findings import RunFolderError
 from cxr_fast.archive.run_columns import IntArray, coded
 from cxr_fast.archive.schemas import FINDINGS_SCHEMA
@@ -191,15 +191,9 @@ def _lot(image_ids: pa.Array) -> FloatArray:
 
 def _rows_of(part: Path, class_names: tuple[str, ...], first: int) -> Rows:
     table = pq.ParquetFile(part, read_dictionary=["image_id"]).read(FINDINGS_SCHEMA.names)
-    sizes = pq.ParquetFile(beside(part, "maps"), read_dictionary=["image_id"]).read(
-        ["image_id", "image_height", "image_width"]
-    )
-    names = sizes["image_id"].unique().to_pylist()
-    numbers = {name: number for number, name in enumerate(names)}
-    size_of = np.zeros((len(names) + 1, 2))
-    size_of[coded(sizes["image_id"], numbers)] = np.stack(
-        [sizes[side].to_numpy() for side in ("image_height", "image_width")], axis=1
-    )
+    sizes = image_sizes(beside(part, "maps"))
+    numbers = {name: number for number, name in enumerate(sizes)}
+    size_of = np.array(list(sizes.values()), np.float64).reshape(-1, 2)
     image = coded(table["image_id"], numbers)
     class_index = coded(table["class"], {name: i for i, name in enumerate(class_names)})
     if len(image) and min(image.min(), class_index.min()) < 0:

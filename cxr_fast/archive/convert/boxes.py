@@ -151,6 +151,26 @@ def beside(part: Path, kind: str) -> Path:
     return part.parent.parent / kind / part.name
 
 
+class ImageSize(NamedTuple):
+    """In pixels of the original."""
+
+    height: int
+    width: int
+
+
+def image_sizes(maps: Path) -> dict[str, ImageSize]:
+    """Size of each image of a shard, in order, from the part of its maps."""
+    columns = ["image_id", "image_height", "image_width"]
+    table = pq.ParquetFile(maps, read_dictionary=["image_id"]).read(columns).unify_dictionaries()
+    if not table.num_rows:
+        return {}
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in table["image_id"].chunks])
+    first = np.sort(np.unique(codes, return_index=True)[1])
+    rows = table.take(first).to_pydict()
+    sizes = map(ImageSize, rows["image_height"], rows["image_width"])
+    return dict(zip(rows["image_id"], sizes, strict=True))
+
+
 class ImageNumbers:
     """Numbers from 1 of a run's images, in the order of images.parquet, which is read once as shards
     are asked for in their order: memory does not grow with the archive.

@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from cxr_fast.archive.convert.boxes import DECIMALS, BoxFilter, FinishedShards, ImageNumbers, beside
+from cxr_fast.archive.convert.boxes import (
+    DECIMALS,
+    BoxFilter,
+    FinishedShards,
+    ImageNumbers,
+    ImageSize,
+    beside,
+    image_sizes,
+)
 from cxr_fast.archive.findings import RunFolderError, run_settings
 from cxr_fast.archive.run_columns import coded
 from cxr_fast.archive.sources import file_name
@@ -34,11 +41,6 @@ class CocoCounts(NamedTuple):
     boxes: int
     renamed: int
     outside: int
-
-
-class _Size(NamedTuple):
-    height: int
-    width: int
 
 
 def write_coco(
@@ -119,7 +121,7 @@ def _annotations(
         }
 
 
-def _image_sizes(part: Path) -> dict[str, _Size]:
+def _image_sizes(part: Path) -> dict[str, ImageSize]:
     """Size of each image of a shard, in order, from the maps that were mined beside its boxes."""
     maps = beside(part, "maps")
     if not maps.exists():
@@ -127,15 +129,7 @@ def _image_sizes(part: Path) -> dict[str, _Size]:
             f"{maps} is missing, and with it the sizes of its images, which COCO needs; mine the"
             " archive again, or convert to bbox-list"
         )
-    columns = ["image_id", "image_height", "image_width"]
-    table = pq.ParquetFile(maps, read_dictionary=["image_id"]).read(columns).unify_dictionaries()
-    if not table.num_rows:
-        return {}
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in table["image_id"].chunks])
-    first = np.sort(np.unique(codes, return_index=True)[1])
-    rows = table.take(first).to_pydict()
-    sizes = map(_Size, rows["image_height"], rows["image_width"])
-    return dict(zip(rows["image_id"], sizes, strict=True))
+    return image_sizes(maps)
 
 
 def _name(image_id: str) -> str | None:

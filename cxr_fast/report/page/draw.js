@@ -4,16 +4,6 @@
 (() => {
   const { element } = cxrReport;
 
-  // From black-blue through red to light yellow; readable in grey, and by colour-blind eyes.
-  const CORNERS = [[0, 0, 30], [60, 10, 110], [150, 30, 110], [220, 70, 60], [250, 160, 30], [252, 250, 170]];
-  const RAMP = new Uint8Array(256 * 3);
-  for (let level = 0; level < 256; level++) {
-    const at = (level / 255) * (CORNERS.length - 1);
-    const low = Math.min(Math.floor(at), CORNERS.length - 2);
-    for (let k = 0; k < 3; k++)
-      RAMP[3 * level + k] = CORNERS[low][k] + (at - low) * (CORNERS[low + 1][k] - CORNERS[low][k]);
-  }
-
   const file = (image) =>
     `previews/${String(Math.floor(image / 1000)).padStart(3, "0")}/${String(image).padStart(6, "0")}.jpg`;
 
@@ -47,10 +37,11 @@
     canvas.height = height;
     const context = canvas.getContext("2d");
     const picture = context.createImageData(width, height);
+    const { ramp } = cxrReport.summary; // red, green, blue of each of 256 levels
     for (let i = 0; i < levels.length; i++) {
       const level = levels[i];
       const erased = level < 0;
-      for (let k = 0; k < 3; k++) picture.data[4 * i + k] = erased ? 120 : RAMP[3 * level + k];
+      for (let k = 0; k < 3; k++) picture.data[4 * i + k] = erased ? 120 : ramp[3 * level + k];
       // What draws no attention leaves the image as it is.
       picture.data[4 * i + 3] = erased ? 150 : fading ? Math.min(255, 1.25 * level) : 255;
     }
