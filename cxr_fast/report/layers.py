@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ Layers = Literal["steps", "heatmap", "none"]
 IMAGES_A_CHUNK = 64
 
 
-def layers_of(parts: Sequence[Path]) -> Layers:
-    """What the run kept of its maps."""
-    names = pq.read_schema(parts[0]).names if parts else []
+def layers_of(parts: Iterable[Path]) -> Layers:
+    """What the run kept of its maps: its parts are alike, and the first one is read."""
+    names: Sequence[str] = next((pq.read_schema(part).names for part in parts), ())
     if "heatmap" not in names:
         return "none"
     return "steps" if set(KEPT_MAPS) <= set(names) else "heatmap"

@@ -41,8 +41,8 @@ def write_previews(
     """
     there = np.full(len(numbers), MISSING, np.uint8)
     places = [(row, numbers[name]) for row, name in enumerate(images.image_ids) if name in numbers]
-    for _, number in places:
-        (folder / preview_file(number)).parent.mkdir(parents=True, exist_ok=True)
+    for parent in {(folder / preview_file(number)).parent for _, number in places}:
+        parent.mkdir(parents=True, exist_ok=True)
 
     def write(place: tuple[int, int]) -> None:
         row, number = place

@@ -91,7 +91,7 @@ class Totals:
 class Rows(NamedTuple):
     """Findings: ``image_ids``; ``class_index`` and ``rank`` int64 [M]; ``boxes`` float32 [M, 4] in
     original pixels; ``score`` and ``probability`` float32 [M]; ``image_size`` float64 [M, 2], height
-    and width; ``place`` int64 [M], their number in the run.
+    and width; ``place`` int64 [M], their number in the run; ``part`` int64 [M], that of their part.
     """
 
     image_ids: pa.Array
@@ -102,6 +102,7 @@ class Rows(NamedTuple):
     probability: npt.NDArray[np.float32]
     image_size: FloatArray
     place: IntArray
+    part: IntArray
 
     @property
     def percent(self) -> FloatArray:
@@ -132,7 +133,7 @@ def survey(
     chosen: list[tuple[FloatArray, Rows]] = []
     held = place = 0
     for done, part in enumerate(shards.parts, start=1):
-        rows = _rows_of(part, shards.class_names, place)
+        rows = _rows_of(part, shards.class_names, place, done - 1)
         place += len(rows.class_index)
         totals.add(rows)
         key = rows.probability.astype(np.float64) if choose == "probable" else _lot(rows.image_ids)
@@ -171,7 +172,7 @@ def _joined(parts: list[Rows]) -> Rows:
     none = np.zeros(0, np.int64)
     empty = Rows(
         pa.array([], pa.string()), none, none, np.zeros((0, 4), np.float32), none.astype(np.float32),
-        none.astype(np.float32), np.zeros((0, 2)), none,
+        none.astype(np.float32), np.zeros((0, 2)), none, none,
     )  # fmt: skip
     ids = pa.chunked_array([part.image_ids for part in (empty, *parts)]).combine_chunks()
     columns = zip(*(part[1:] for part in (empty, *parts)), strict=True)
@@ -189,7 +190,7 @@ def _lot(image_ids: pa.Array) -> FloatArray:
     return drawn
 
 
-def _rows_of(part: Path, class_names: tuple[str, ...], first: int) -> Rows:
+def _rows_of(part: Path, class_names: tuple[str, ...], first: int, number: int) -> Rows:
     table = pq.ParquetFile(part, read_dictionary=["image_id"]).read(FINDINGS_SCHEMA.names)
     sizes = image_sizes(beside(part, "maps"))
     numbers = {name: number for number, name in enumerate(sizes)}
@@ -211,4 +212,5 @@ def _rows_of(part: Path, class_names: tuple[str, ...], first: int) -> Rows:
         table["probability"].to_numpy(),
         size_of[image],
         np.arange(first, first + len(image)),
+        np.full(len(image), number, np.int64),
     )

@@ -102,8 +102,9 @@ def write_report(
     sizes = np.zeros((len(ids), 2))
     sizes[image] = rows.image_size
     true = None if boxes is None else _true_boxes(boxes, ids, shards.class_names)
-    maps = [beside(part, "maps") for part in shards.parts]
-    kept = layers_of(maps)
+    # Of a large run most parts have nothing that is shown, and are not read again.
+    maps = [beside(shards.parts[number], "maps") for number in np.unique(rows.part)]
+    kept = layers_of(beside(part, "maps") for part in shards.parts)
     full = f"the disk is full: a report in {target} needs more room; what was there is unchanged"
     with saying_when_full(full), _replacing_folder(target) as new:
         _copy_page(new)

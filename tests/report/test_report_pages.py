@@ -383,7 +383,10 @@ def test_windows_do_not_undo_each_others_marks(report: Path, page: Any) -> None:
     page.keyboard.press("a")
     until(page, "document.getElementById('place').textContent.startsWith('3 of')")
     other.keyboard.press("k")
+    until(other, "document.getElementById('place').textContent.startsWith('11 of')")
     other.keyboard.press("c")
+    # Browsers tell other windows of it a moment later.
+    until(page, "cxrReport.marks.counts().accept === 2 && cxrReport.marks.counts().reject === 0")
     go(page, report, "#marks")
     assert page.inner_text("#mark-counts").startswith("2 accepted, 0 rejected")
     page.reload()
