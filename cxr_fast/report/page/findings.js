@@ -106,16 +106,22 @@
   }
 
   // Marks are a reader's work: kept by the run, the image, the class and the rank, not by place in this page.
+  // Each has an entry of its own in the browser's storage. Windows learn of each other's a moment late, so
+  // that one entry for all would lose what another window has just set.
   class Marks {
     constructor(findings, key) {
       this.findings = findings;
-      this.place = `cxr_fast ${key}`;
+      this.prefix = `cxr_fast ${key} `;
       this.of = new Map();
       this.row = new Map();
       for (let i = 0; i < findings.length; i++) this.row.set(this.key(i), i);
-      this.shared = true; // whether the browser's storage holds what is here
-      this.#recall();
-      addEventListener("storage", (event) => { if (event.key === this.place) this.#recall(); });
+      this.#stored((storage) => {
+        for (const name of Object.keys(storage))
+          if (name.startsWith(this.prefix)) this.#put(name.slice(this.prefix.length), storage.getItem(name));
+      }, "This browser keeps nothing for pages from the disk: export marks before you close the page.");
+      addEventListener("storage", ({ key: name, newValue }) => {
+        if (name?.startsWith(this.prefix)) this.#put(name.slice(this.prefix.length), newValue ?? "none");
+      });
     }
 
     key(i) {
@@ -132,19 +138,18 @@
 
     // Many at once, by key; gives how many are new or other than before.
     merge(entries) {
-      this.#recall();
-      let changed = 0;
-      for (const [key, mark] of entries) {
-        if ((this.of.get(key) ?? "none") !== mark) changed++;
-        this.#put(key, mark);
-      }
-      this.#keep();
-      return changed;
+      const changed = entries.filter(([key, mark]) => (this.of.get(key) ?? "none") !== mark);
+      for (const [key, mark] of changed) this.#put(key, mark);
+      this.#stored((storage) => {
+        for (const [key, mark] of changed)
+          if (mark === "none") storage.removeItem(this.prefix + key);
+          else storage.setItem(this.prefix + key, mark);
+      }, "This browser has no room for marks, or refuses it: export them before you close the page.");
+      return changed.length;
     }
 
     clear() {
-      this.#forget();
-      this.#keep();
+      this.merge([...this.of.keys()].map((key) => [key, "none"]));
     }
 
     counts() {
@@ -153,37 +158,19 @@
     }
 
     #put(key, mark) {
+      if (!MARKS.includes(mark)) return;
       if (mark === "none") this.of.delete(key);
       else this.of.set(key, mark);
       const row = this.row.get(key);
       if (row !== undefined) this.findings.marked[row] = MARKS.indexOf(mark);
     }
 
-    #forget() {
-      this.of.clear();
-      this.findings.marked.fill(0);
-    }
-
-    // Take what is stored: another window may have set marks since, which must not be written over.
-    #recall() {
-      if (!this.shared) return;
+    // The page goes on without storage; what is marked stays in its memory, and a sentence says so.
+    #stored(use, otherwise) {
       try {
-        const kept = JSON.parse(localStorage.getItem(this.place) ?? "[]");
-        this.#forget();
-        for (const [name, mark] of kept) if (MARKS.includes(mark)) this.#put(name, mark);
+        use(localStorage);
       } catch (error) {
-        this.shared = false;
-        notice("This browser keeps nothing for pages from the disk: export marks before you close the page.");
-      }
-    }
-
-    #keep() {
-      if (!this.shared) return;
-      try {
-        localStorage.setItem(this.place, JSON.stringify([...this.of]));
-      } catch (error) {
-        this.shared = false;
-        notice("This browser has no room for marks, or refuses it: export them before you close the page.");
+        notice(otherwise);
       }
     }
   }

@@ -16,7 +16,10 @@
   function csv() {
     const { marks, findings: f } = cxrReport;
     const lines = [COLUMNS.join(",")];
-    for (const [key, mark] of marks.of) {
+    // In the archive's order; what an earlier report showed and this one does not comes last.
+    const place = ([key]) => marks.row.get(key) ?? Infinity;
+    const ordered = [...marks.of].sort((one, two) => (place(one) === place(two) ? 0 : place(one) - place(two)));
+    for (const [key, mark] of ordered) {
       const [id, name, rank] = JSON.parse(key);
       const i = marks.row.get(key); // a mark of an earlier report may have no row here
       const numbers = i === undefined ? Array(6).fill("")
