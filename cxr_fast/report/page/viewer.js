@@ -85,7 +85,14 @@
     else paint();
   }
 
-  const go = (place) => { location.replace(cxrReport.gallery.finding(place)); };
+  // At once, not by the address's own event, which comes later: a key pressed meanwhile would be of the finding
+  // before.
+  function go(place) {
+    const address = cxrReport.gallery.finding(place);
+    history.replaceState(null, "", address);
+    show(document.getElementById("main"), address.split(/\?(.*)/s)[1]);
+  }
+
   const toggle = (name) => { view[name] = !view[name]; paint(); };
 
   function layer(name) {
