@@ -172,6 +172,15 @@ def test_no_colours_and_no_bars_without_a_terminal(archive: Path, tmp_path: Path
     assert "\x1b" not in out + err
 
 
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}])
+def test_errors_are_red_where_colours_are_wanted(environment: dict[str, str], tmp_path: Path) -> None:
+    call = ["convert", str(tmp_path), "--to", "coco", "--out", str(tmp_path / "x.json")]
+    unset = {"NO_COLOR": None, "TERM": "xterm"}
+    done = CliRunner(env=unset | environment).invoke(main, call, color=True)
+    assert ("\x1b[31m" in done.stderr) == (not environment)
+    assert "Error:" in done.stderr
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     with started("--help") as process:
         assert process.stdout is not None

@@ -112,6 +112,19 @@ def test_a_stopped_training_says_how_it_goes_on_and_does(tmp_path: Path) -> None
         assert [float(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_of_several_processes_one_prints_the_json(tmp_path: Path) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "base"
+    write_archive(archive, PhantomSettings(images=48, size=64, seed=4))
+    spread = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cxr_fast.cli"]
+    call = ["train", archive, "--out", out, *TINY, "--epochs", 1, "--json"]
+    done = subprocess.run(
+        [sys.executable, *spread, *map(str, call)], text=True, capture_output=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epoch"] == 1
+
+
 def test_json_of_a_stopped_run_is_whole(archive: Path, tmp_path: Path) -> None:
     images, out = linked_images(archive, tmp_path / "images", 2000), tmp_path / "run"
     code, told, _ = stopped(

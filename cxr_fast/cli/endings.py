@@ -61,8 +61,10 @@ class Refused(click.ClickException):
     """An expected error: ``Error:`` and a sentence on stderr, exit code 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Red on a terminal."""
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {self.format_message()}", err=True)
+        """Red on a terminal that wants colours."""
+        plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+        error = "Error:" if plain else click.style("Error:", fg="red", bold=True)
+        click.echo(f"{error} {self.format_message()}", err=True)
 
 
 class Stopped(BaseException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,7 +159,8 @@ def train(
     row = result.histories[-1][-1]
     if as_json:
         told = {name: row[name] for name in ("epoch", "loss", "auroc")}
-        click.echo(json.dumps({**told, "best": str(result.best), "last": str(result.last)}))
+        if int(os.environ.get("RANK", 0)) == 0:  # of the processes of torchrun one prints
+            click.echo(json.dumps({**told, "best": str(result.best), "last": str(result.last)}))
         return
     click.echo(f"epoch {row['epoch']:.0f}: loss {row['loss']:.4f}, mean AUROC {row['auroc']:.3f}")
     click.echo(f"best  {result.best}\nlast  {result.last}")
