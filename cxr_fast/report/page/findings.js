@@ -185,5 +185,5 @@
     cxrReport.truth = truth;
   }
 
-  Object.assign(cxrReport, { open, nothing, fromQuery, toQuery, RANGES, SORTS });
+  Object.assign(cxrReport, { open, fromQuery, toQuery, RANGES, SORTS });
 })();
