@@ -296,6 +296,47 @@ def test_keys_walk_through_findings(report: Path, page: Any) -> None:
         until(page, f"document.body.dataset.view === '{view}'")
 
 
+def press_at_once(page: Any, *keys: str) -> None:
+    """With no moment between them in which the browser could do anything else."""
+    page.evaluate(
+        "keys => { for (const key of keys) document.activeElement.dispatchEvent("
+        "new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true})); }",
+        list(keys),
+    )
+
+
+def test_a_key_is_of_what_is_seen_when_it_is_pressed(report: Path, page: Any) -> None:
+    found = frame(report.parent)
+    go(page, report, "#gallery")
+    press_at_once(page, "n", "n", "p", "n", "j")
+    assert page.input_value("#page") == "3"
+    assert page.evaluate("document.activeElement.dataset.finding") == str(2 * CARDS)
+    press_at_once(page, "k")  # over the edge of a page
+    assert page.input_value("#page") == "2"
+    assert page.evaluate("document.activeElement.dataset.finding") == str(2 * CARDS - 1)
+    page.evaluate("document.activeElement.click()")
+    press_at_once(page, "a", "a", "j", "r", "Escape")
+    assert page.input_value("#page") == "3"
+    page.click("#filter-clear")
+    assert hits(page) == len(found)
+    press_at_once(page, "g", "m")
+    assert page.inner_text("#mark-counts").startswith("2 accepted, 1 rejected")
+    press_at_once(page, "/")
+    assert page.evaluate("document.activeElement.id") == "filter-text"
+    # Filters cleared, page 3, and the finding once, however many the reader walked through.
+    for view in ("marks", "gallery", "gallery", "finding", "gallery"):
+        page.go_back()
+        until(page, f"document.body.dataset.view === '{view}'")
+
+
+def test_the_skip_link_stays_in_the_view(report: Path, page: Any) -> None:
+    go(page, report, "#gallery?class=B")
+    page.focus(".skip")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.evaluate("document.body.dataset.view + location.hash") == "gallery#gallery?class=B"
+
+
 def exported(page: Any, folder: Path) -> list[dict[str, str]]:
     with page.expect_download() as download:
         page.click("#export")

@@ -11,7 +11,7 @@
 
   // The address is the filter: Back, bookmarks and a link to a colleague work.
   function go(change) {
-    location.hash = `gallery?${toQuery({ ...filter, page: 0, ...change })}`;
+    cxrReport.go(`#gallery?${toQuery({ ...filter, page: 0, ...change })}`);
   }
 
   function select(query) {
@@ -77,7 +77,7 @@
         filter.mark, (event) => go({ mark: event.target.value })),
       element("label", { class: "check" }, element("input", { type: "checkbox", id: "filter-best", checked: filter.best,
         onchange: (event) => go({ best: event.target.checked }) }), element("span", {}, "best box of each only")),
-      element("button", { type: "button", id: "filter-clear", onclick: () => { location.hash = "gallery"; } }, "Clear filters"));
+      element("button", { type: "button", id: "filter-clear", onclick: () => cxrReport.go("#gallery") }, "Clear filters"));
   }
 
   function card(i, at) {
@@ -140,10 +140,8 @@
     if (cards[next]) cards[next].focus();
     else if (next < 0 ? filter.page > 0 : filter.page + 1 < pages()) {
       go({ page: filter.page + Math.sign(by) });
-      addEventListener("hashchange", () => setTimeout(() => {
-        const shown = document.querySelectorAll("#cards .card");
-        shown[by > 0 ? 0 : shown.length - 1]?.focus();
-      }), { once: true });
+      const shown = document.querySelectorAll("#cards .card");
+      shown[by > 0 ? 0 : shown.length - 1]?.focus();
     }
   }
 

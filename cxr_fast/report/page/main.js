@@ -20,8 +20,8 @@
     };
   }
 
-  function route() {
-    const [name, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
+  function show(address) {
+    const [name, query = ""] = address.slice(1).split(/\?(.*)/s);
     const before = view;
     view = name in views() ? name : "overview";
     document.body.dataset.view = view;
@@ -32,6 +32,22 @@
     }
     views()[view].show(main, query);
     if (before !== view) { main.focus({ preventScroll: true }); scrollTo(0, 0); }
+  }
+
+  // The one way to move. The view is there when this ends: the address's own event comes later, and a key pressed
+  // meanwhile would be of the view before.
+  function go(address, replace = false) {
+    if (replace || address === location.hash) history.replaceState(null, "", address);
+    else history.pushState(null, "", address);
+    show(address);
+  }
+
+  function onClick(event) {
+    const link = event.target.closest?.("a[href^='#']");
+    if (!link || event.button || event.ctrlKey || event.shiftKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    if (link.className === "skip") main.focus();
+    else go(link.getAttribute("href"));
   }
 
   function showHelp() {
@@ -53,12 +69,12 @@
     const after = prefix;
     prefix = false;
     const goes = { o: "overview", g: "gallery", m: "marks" };
-    if (after && event.key in goes) location.hash = goes[event.key];
+    if (after && event.key in goes) go(`#${goes[event.key]}`);
     else if (event.key === "g") prefix = true;
     else if (event.key === "?") showHelp();
     else if (event.key === "/") {
-      if (view !== "gallery") location.hash = "gallery";
-      setTimeout(() => document.getElementById("filter-text")?.focus(), view === "gallery" ? 0 : 100);
+      if (view !== "gallery") go("#gallery");
+      document.getElementById("filter-text").focus();
     } else if (event.target.type === "range" && event.key.startsWith("Arrow")) return;
     else if (!views()[view].key?.(event.key)) return;
     event.preventDefault();
@@ -71,9 +87,11 @@
     document.getElementById("counts").textContent =
       `${plural(summary.counts.findings, "finding")}, ${plural(summary.counts.images, "image")}`;
     document.getElementById("help-button").addEventListener("click", showHelp);
-    addEventListener("hashchange", route);
+    cxrReport.go = go;
+    addEventListener("hashchange", () => show(location.hash)); // Back, Forward, an address typed in
+    addEventListener("click", onClick);
     addEventListener("keydown", onKey);
-    route();
+    show(location.hash);
     main.removeAttribute("aria-busy");
   }).catch((error) => {
     main.removeAttribute("aria-busy");

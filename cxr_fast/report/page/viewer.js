@@ -85,13 +85,8 @@
     else paint();
   }
 
-  // At once, not by the address's own event, which comes later: a key pressed meanwhile would be of the finding
-  // before.
-  function go(place) {
-    const address = cxrReport.gallery.finding(place);
-    history.replaceState(null, "", address);
-    show(document.getElementById("main"), address.split(/\?(.*)/s)[1]);
-  }
+  // Back leaves the viewer, wherever the reader has walked in it.
+  const go = (place) => cxrReport.go(cxrReport.gallery.finding(place), true);
 
   const toggle = (name) => { view[name] = !view[name]; paint(); };
 
@@ -134,7 +129,7 @@
     const { findings: f, gallery, summary } = cxrReport;
     const [number, rest = ""] = query.split(/&(.*)/s);
     at = gallery.selectFor(rest, parseInt(number, 10));
-    if (at < 0) { location.replace("#gallery"); return; }
+    if (at < 0) { cxrReport.go("#gallery", true); return; }
     const i = now(), image = f.image[i];
     const frame = element("div", { class: "frame", id: "frame" }, picture(image),
       element("canvas", { id: "map", hidden: true, "aria-hidden": "true" }), overlay(f.width[image], f.height[image],
@@ -180,7 +175,7 @@
     const { order, address } = cxrReport.gallery;
     if (["j", "ArrowRight", "ArrowDown"].includes(pressed)) { if (at + 1 < order.length) go(at + 1); }
     else if (["k", "ArrowLeft", "ArrowUp"].includes(pressed)) { if (at > 0) go(at - 1); }
-    else if (pressed === "Escape") location.hash = address(at);
+    else if (pressed === "Escape") cxrReport.go(address(at));
     else if (pressed === "a") marked("accept");
     else if (pressed === "r") marked("reject");
     else if (pressed === "c") marked("none");
