@@ -14,6 +14,7 @@ VIEWS = {
     "gallery": ("#gallery?best=1&sort=probability", ["j", "a", "j", "r"]),
     "viewer": ("#gallery?class=Effusion&best=1&sort=iou", ["j", "Enter"]),
     "step": ("#gallery?class=Effusion&best=1&sort=iou", ["j", "Enter", "2"]),
+    "near": ("#gallery?class=Effusion&best=1&sort=iou", ["j", "Enter", "z", "h"]),
     "marks": ("#marks", []),
 }
 

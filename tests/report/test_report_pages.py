@@ -265,6 +265,74 @@ def test_boxes_and_truth(report: Path, page: Any) -> None:
     assert drawn("current") == []
 
 
+def test_zoom_and_brightness(report: Path, page: Any) -> None:
+    """The part of the image that is seen, as the browser lays it out."""
+    found = frame(report.parent)
+    go(page, report, "#finding?0")
+
+    def seen() -> tuple[np.ndarray, np.ndarray]:
+        """Left, top, width, height of the stage and of the image."""
+        boxes = [page.query_selector(name).bounding_box() for name in ("#stage", "#frame")]
+        stage, image = (np.array([b["x"], b["y"], b["width"], b["height"]]) for b in boxes)
+        return stage + np.array([3, 3, -6, -6]), image  # within its border
+
+    def centred(row: int) -> None:
+        own = found.loc[row]
+        stage, image = seen()
+        line = page.query_selector("#boxes .current .line").bounding_box()
+        share = np.array([line["width"], line["height"]]) / stage[2:]
+        assert share.max() == pytest.approx(0.6, abs=0.02) or image[2] == pytest.approx(
+            8 * whole[2], rel=0.01
+        )
+        assert image[2] / image[3] == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+        middle = np.array([own.x1 + own.x2, own.y1 + own.y2]) / 2 / [WIDTH, HEIGHT]
+        half = np.minimum(
+            stage[2:] / image[2:] / 2, 0.5
+        )  # as near to the edge as the image fills the stage
+        expected = np.clip(middle, half, 1 - half)
+        assert (stage[:2] + stage[2:] / 2 - image[:2]) / image[2:] == pytest.approx(expected, abs=0.01)
+        letters = page.query_selector("#boxes .current text").bounding_box()
+        assert letters["height"] == pytest.approx(plain["height"], rel=0.15)
+
+    _, whole = seen()
+    plain = page.query_selector("#boxes .current text").bounding_box()
+    page.keyboard.press("z")
+    centred(0)
+    page.keyboard.press("j")  # the next one, too
+    assert page.get_attribute("#toggle-near", "aria-pressed") == "true"
+    centred(1)
+    page.keyboard.press("z")
+    assert seen()[1] == pytest.approx(whole, abs=0.5)
+
+    pointer = whole[:2] + whole[2:] * [0.4, 0.55]
+    page.mouse.move(*pointer)
+    page.mouse.wheel(0, -400)
+    until(page, f"document.getElementById('frame').offsetWidth > {1.5 * whole[2]}")
+    stage, image = seen()
+    assert image[2] / whole[2] == pytest.approx(np.e, rel=0.02)
+    assert (pointer - image[:2]) / image[2:] == pytest.approx([0.4, 0.55], abs=0.01)
+    page.mouse.down()
+    page.mouse.move(*(pointer + np.array([30, -20])), steps=3)
+    assert seen()[1][:2] - image[:2] == pytest.approx([30, -20], abs=1.5)
+    page.mouse.move(*(pointer + np.array([3000, 0])))
+    page.mouse.up()
+    assert seen()[1][0] == pytest.approx(stage[0], abs=1)  # no further than the image's edge
+    page.keyboard.press("+")
+    assert seen()[1][2] == pytest.approx(1.25 * image[2], rel=0.01)
+    for _ in range(20):
+        page.keyboard.press("-")
+    assert seen()[1] == pytest.approx(whole, abs=0.5)
+
+    tone = "getComputedStyle(document.querySelector('#frame img')).filter"
+    page.fill("#contrast", "2")
+    page.keyboard.press("i")
+    page.keyboard.press("j")
+    assert page.evaluate(tone) == "brightness(1) contrast(2) invert(1)"
+    assert page.input_value("#contrast") == "2"
+    page.keyboard.press("v")
+    assert page.evaluate(tone) == "brightness(1) contrast(1) invert(0)"
+
+
 def test_keys_walk_through_findings(report: Path, page: Any) -> None:
     go(page, report, "#gallery")
     page.keyboard.press("j")

@@ -5,6 +5,9 @@
   const { element, count, decimals, box, overlay, picture, say, fromQuery, toQuery, RANGES, SORTS } = cxrReport;
   const CARDS = 24;
   const WORDS = { archive: "archive", probability: "probability", score: "score", size: "box size", iou: "IoU with truth" };
+  const DIRECTIONS = {
+    archive: [["down", "first to last"], ["up", "last to first"]], values: [["down", "largest first"], ["up", "smallest first"]],
+  };
 
   let filter = null;
   let order = new Uint32Array();
@@ -102,7 +105,7 @@
     const sorts = SORTS.filter((name) => name !== "iou" || cxrReport.summary.truth).map((name) => [name, WORDS[name]]);
     return element("div", { class: "pager" },
       choice("sort", "Order", sorts, filter.sort, (event) => go({ sort: event.target.value })),
-      choice("direction", "Direction", [["down", "largest first"], ["up", "smallest first"]], filter.down ? "down" : "up",
+      choice("direction", "Direction", DIRECTIONS[filter.sort === "archive" ? "archive" : "values"], filter.down ? "down" : "up",
         (event) => go({ down: event.target.value === "down" })),
       element("p", { id: "hits" }, `${count(order.length)} of ${count(cxrReport.findings.length)} findings`),
       button("page-first", "First", 0, filter.page === 0),

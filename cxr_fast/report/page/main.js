@@ -6,7 +6,8 @@
   const KEYS = [
     ["j  k  arrows", "next, previous"], ["Enter", "open"], ["Esc", "back to the gallery"],
     ["a  r  c", "accept, reject, no mark"], ["1  2  3 …", "attention of that step"], ["0", "aggregated heatmap"],
-    ["h", "layer on, off"], ["b  t", "boxes, true boxes on, off"], ["n  p", "next, previous page of the gallery"],
+    ["h", "layer on, off"], ["b  t", "boxes, true boxes on, off"], ["z", "zoom to the box of each, and back"],
+    ["+  -  wheel", "nearer, further; drag to move"], ["i", "invert"], ["v", "zoom and brightness as they were"], ["n  p", "next, previous page of the gallery"],
     ["/", "search by image"], ["g then o, g, m", "overview, gallery, marks"], ["?", "these keys"],
   ];
   const main = document.getElementById("main");
@@ -23,6 +24,7 @@
   function show(address) {
     const [name, query = ""] = address.slice(1).split(/\?(.*)/s);
     const before = view;
+    help.close(); // Back while it is open
     view = name in views() ? name : "overview";
     document.body.dataset.view = view;
     for (const link of document.querySelectorAll("nav a")) {

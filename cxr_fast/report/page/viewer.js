@@ -40,17 +40,18 @@
     for (const button of document.querySelectorAll("#layers button"))
       button.setAttribute("aria-pressed", String(view.shown && button.dataset.layer === view.layer));
     const drawn = [], width = f.width[f.image[i]];
+    const seen = width / cxrReport.lens.zoom; // letters stay as large as they are on the whole image
     if (map && view.shown && t > 1) drawn.push(erased(map, t, width, f.height[f.image[i]]));
     document.getElementById("layer-note").textContent =
       map && view.shown && t > 1 ? "Dotted: erased by earlier steps." : "";
     if (view.truth)
       for (let g = 0; g < truth.image.length; g++)
         if (truth.image[g] === f.image[i] && truth.class[g] === f.class[i])
-          drawn.push(box("truth", truth.x1[g], truth.y1[g], truth.x2[g], truth.y2[g], "true", width));
+          drawn.push(box("truth", truth.x1[g], truth.y1[g], truth.x2[g], truth.y2[g], "true", seen));
     if (view.boxes)
       for (const other of [...siblings(i).filter((k) => k !== i), i])
         drawn.push(box(other === i ? "current" : "other", f.x1[other], f.y1[other], f.x2[other], f.y2[other],
-          decimals(f.score[other]), width));
+          decimals(f.score[other]), seen));
     document.getElementById("boxes").replaceChildren(...drawn);
     for (const [id, name] of [["toggle-boxes", "boxes"], ["toggle-truth", "truth"], ["toggle-map", "shown"]])
       document.getElementById(id)?.setAttribute("aria-pressed", String(view[name]));
@@ -126,7 +127,7 @@
   }
 
   function show(main, query) {
-    const { findings: f, gallery, summary } = cxrReport;
+    const { findings: f, gallery, lens, summary } = cxrReport;
     const [number, rest = ""] = query.split(/&(.*)/s);
     at = gallery.selectFor(rest, parseInt(number, 10));
     if (at < 0) { cxrReport.go("#gallery", true); return; }
@@ -137,7 +138,7 @@
     frame.style.setProperty("--ratio", (f.width[image] || 1) / (f.height[image] || 1));
     const button = (attributes, text, key) => element("button", { type: "button", ...attributes },
       text, key ? element("kbd", {}, key) : null);
-    const stage = element("div", { id: "stage", role: "img", "aria-label": `${f.name(i)} in ${f.ids[image]}` }, frame);
+    const stage = lens.stage(`${f.name(i)} in ${f.ids[image]}`, frame);
     const panel = element("aside", { id: "panel", "aria-label": "This finding" },
       element("p", { class: "steps" },
         button({ id: "previous", disabled: at === 0, onclick: () => go(at - 1) }, "Previous", "k"),
@@ -157,14 +158,15 @@
         button({ id: "toggle-map", disabled: summary.layers === "none", onclick: () => toggle("shown") }, "Layer", "h"),
         button({ id: "toggle-boxes", onclick: () => toggle("boxes") }, "Boxes", "b"),
         summary.truth ? button({ id: "toggle-truth", onclick: () => toggle("truth") }, "Truth", "t") : null),
-      element("label", { class: "opacity" }, element("span", {}, "Opacity"), element("input", { type: "range", id: "opacity",
+      element("label", { class: "slider" }, element("span", {}, "Opacity"), element("input", { type: "range", id: "opacity",
         min: 0, max: 1, step: 0.05, value: view.opacity, disabled: summary.layers === "none",
         oninput: (event) => { view.opacity = Number(event.target.value); paint(); } })),
-      facts(i), others(i),
+      ...lens.controls(), facts(i), others(i),
       element("a", { id: "to-gallery", href: gallery.address(at) }, "Back to the gallery ", element("kbd", {}, "Esc")));
     main.replaceChildren(element("section", { class: "viewer" }, stage, panel));
     map = null;
-    paint();
+    const width = f.width[image] || 1, height = f.height[image] || 1;
+    lens.open([f.x1[i] / width, f.y1[i] / height, f.x2[i] / width, f.y2[i] / height], paint);
     say(`${f.name(i)}, ${count(at + 1)} of ${count(gallery.order.length)}`);
     mapOf(i).then((found) => {
       if (now() === i && document.getElementById("map")) { map = found; paint(); }
@@ -184,7 +186,7 @@
     else if (pressed === "h") toggle("shown");
     else if (pressed === "0") layer("all");
     else if (layers().some(([name]) => name === pressed)) layer(pressed);
-    else return false;
+    else return cxrReport.lens.key(pressed);
     return true;
   }
 

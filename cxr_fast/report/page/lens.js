@@ -1,0 +1,124 @@
+/* How near and how bright: zoom about the pointer, the part that is seen, brightness, contrast, inversion. */
+"use strict";
+
+(() => {
+  const { element } = cxrReport;
+  const MOST = 8;
+  const TONE = { brightness: 1, contrast: 1, inverted: false };
+
+  // These stay from finding to finding: brightness, and whether each is opened at its box.
+  const tone = { ...TONE };
+  let near = false;
+  // These are of one finding: how much larger than whole, and the point of the image in the middle of the stage.
+  let zoom = 1, middle = [0.5, 0.5];
+  let target = null; // the corners of the box, in parts of the image
+  let changed = () => {};
+
+  const frame = () => document.getElementById("frame");
+
+  // The stage and the whole image in it, in pixels of the screen.
+  function sizes() {
+    const stage = document.getElementById("stage");
+    const [width, height] = [stage.clientWidth, stage.clientHeight];
+    const ratio = parseFloat(frame().style.getPropertyValue("--ratio"));
+    const whole = Math.min(width, height * ratio);
+    return { stage: [width, height], whole: [whole, whole / ratio] };
+  }
+
+  function look(at, x, y) {
+    const { stage, whole } = sizes();
+    zoom = Math.min(Math.max(at, 1), MOST);
+    // No edge of the image comes further in than the stage's.
+    middle = [x, y].map((value, k) => {
+      const half = stage[k] / (2 * whole[k] * zoom);
+      return half >= 0.5 ? 0.5 : Math.min(Math.max(value, half), 1 - half);
+    });
+    apply();
+  }
+
+  function apply() {
+    const { style } = frame();
+    style.setProperty("--zoom", zoom);
+    style.translate = middle.map((value) => `${100 * (0.5 - value)}%`).join(" ");
+    style.setProperty("--tone", `brightness(${tone.brightness}) contrast(${tone.contrast}) invert(${Number(tone.inverted)})`);
+    for (const [id, pressed] of [["toggle-near", near], ["toggle-inverted", tone.inverted]])
+      document.getElementById(id).setAttribute("aria-pressed", String(pressed));
+    for (const name of ["brightness", "contrast"]) document.getElementById(name).value = tone[name];
+    changed();
+  }
+
+  // The box in the middle, filling three fifths of the stage; or the whole image.
+  function settle() {
+    if (!near) return look(1, 0.5, 0.5);
+    const { stage, whole } = sizes();
+    const [x1, y1, x2, y2] = target;
+    const fill = [x2 - x1, y2 - y1].map((side, k) => (0.6 * stage[k]) / Math.max(side * whole[k], 1));
+    look(Math.min(...fill), (x1 + x2) / 2, (y1 + y2) / 2);
+  }
+
+  // What lies under a point of the stage, so many pixels from its middle, stays there.
+  function zoomBy(factor, dx = 0, dy = 0) {
+    const { whole } = sizes();
+    const before = zoom;
+    const after = Math.min(Math.max(zoom * factor, 1), MOST);
+    const point = middle.map((value, k) => value + [dx, dy][k] / (whole[k] * before));
+    look(after, ...point.map((value, k) => value - [dx, dy][k] / (whole[k] * after)));
+  }
+
+  function onWheel(event) {
+    event.preventDefault();
+    const stage = document.getElementById("stage").getBoundingClientRect();
+    zoomBy(Math.exp(-event.deltaY / 400), event.clientX - stage.x - stage.width / 2, event.clientY - stage.y - stage.height / 2);
+  }
+
+  function onMove(event) {
+    if (!(event.buttons & 1)) return;
+    const { whole } = sizes();
+    look(zoom, ...middle.map((value, k) => value - [event.movementX, event.movementY][k] / (whole[k] * zoom)));
+  }
+
+  function reset() {
+    Object.assign(tone, TONE);
+    near = false;
+    settle();
+  }
+
+  const toggleNear = () => { near = !near; settle(); };
+  const toggleInverted = () => { tone.inverted = !tone.inverted; apply(); };
+
+  function key(pressed) {
+    const keys = {
+      z: toggleNear, i: toggleInverted, v: reset, "+": () => zoomBy(1.25), "=": () => zoomBy(1.25), "-": () => zoomBy(0.8),
+    };
+    if (!Object.hasOwn(keys, pressed)) return false;
+    keys[pressed]();
+    return true;
+  }
+
+  const stage = (label, child) => element("div", {
+    id: "stage", role: "img", "aria-label": label, onwheel: onWheel, onpointermove: onMove, ondblclick: reset,
+    onpointerdown: (event) => event.currentTarget.setPointerCapture(event.pointerId),
+  }, child);
+
+  function controls() {
+    const slider = (name, text) => element("label", { class: "slider" }, element("span", {}, text), element("input", {
+      type: "range", id: name, min: 0.4, max: 2.5, step: 0.05, value: tone[name],
+      oninput: (event) => { tone[name] = Number(event.target.value); apply(); } }));
+    const button = (id, text, onclick, letter) => element("button", { type: "button", id, onclick }, text, element("kbd", {}, letter));
+    return [
+      slider("brightness", "Brightness"), slider("contrast", "Contrast"),
+      element("div", { class: "toggles", role: "group", "aria-label": "Picture" },
+        button("toggle-near", "Zoom to box", toggleNear, "z"), button("toggle-inverted", "Invert", toggleInverted, "i"),
+        button("reset-picture", "Reset", reset, "v")),
+    ];
+  }
+
+  // Of a finding whose stage and controls are on the page; then tells of every change.
+  function open(corners, onChange) {
+    target = corners;
+    changed = onChange;
+    settle();
+  }
+
+  cxrReport.lens = { stage, controls, open, key, get zoom() { return zoom; } };
+})();
