@@ -61,7 +61,7 @@ demo: $(VENV)/.installed-$(TORCH)  ## Draw an archive of phantoms, mine it, repo
 	  --truth $(DEMO)/archive/BBox_List_2017.csv --overlays 12 --heatmaps
 	$(BIN)/cxr-fast report $(DEMO)/run --images $(DEMO)/archive/images \
 	  --truth $(DEMO)/archive/BBox_List_2017.csv
-	$(BIN)/cxr-fast evaluate $(DEMO)/run --boxes $(DEMO)/archive/BBox_List_2017.csv
+	$(BIN)/cxr-fast evaluate $(DEMO)/run --truth $(DEMO)/archive/BBox_List_2017.csv
 	@echo
 	@echo "archive   $(DEMO)/archive         images, labels, true boxes"
 	@echo "findings  $(DEMO)/run/findings    Parquet, one row a box"

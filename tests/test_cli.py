@@ -69,11 +69,11 @@ def test_the_whole_way(archive: Path, model: Path, tmp_path: Path) -> None:
     assert again.exit_code == 0
     assert "nothing was left to mine" in again.output
 
-    judged = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv")
+    judged = run("evaluate", out, "--truth", archive / "BBox_List_2017.csv")
     assert judged.exit_code == 0, judged.output
     assert "AFP" in judged.output
     assert max(map(len, judged.output.splitlines())) <= 100
-    as_json = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv", "--json")
+    as_json = run("evaluate", out, "--truth", archive / "BBox_List_2017.csv", "--json")
     first = json.loads(as_json.output)["localization"][0]
     assert {"finding", "iou_threshold", "acc", "acc_low", "acc_high", "afp"} <= first.keys()
 
@@ -97,7 +97,7 @@ def test_a_run_is_converted(archive: Path, model: Path, tmp_path: Path) -> None:
     assert {(image["height"], image["width"]) for image in document["images"]} == {(128, 128)}
     done = run("convert", out, "--to", "bbox-list", "--out", tmp_path / "boxes.csv")
     assert done.exit_code == 0, done.output
-    again = run("evaluate", out, "--boxes", tmp_path / "boxes.csv", "--json")
+    again = run("evaluate", out, "--truth", tmp_path / "boxes.csv", "--json")
     assert {row["acc"] for row in json.loads(again.output)["localization"]} == {1.0}
 
 
@@ -270,7 +270,7 @@ def test_images_without_findings_count_as_missed(archive: Path, model: Path, tmp
         mined = run("mine", archive / "images", "--model", model, "--out", out,
                     "--min-probability", least)  # fmt: skip
         assert mined.exit_code == 0
-        judged = json.loads(run("evaluate", out, "--boxes", boxes, "--json").output)
+        judged = json.loads(run("evaluate", out, "--truth", boxes, "--json").output)
         truths.append({(r["finding"], r["truths"]) for r in judged["localization"]})
     assert truths[0] == truths[1]
     assert sum(count for _, count in truths[0]) == len(boxes.read_text().splitlines()) - 1
@@ -282,7 +282,7 @@ def test_the_bundled_model_finds_what_was_planted(tmp_path: Path) -> None:
     result = run("mine", archive / "images", "--model", "demo", "--out", out, "--classes", "labels",
                  "--labels", archive / "Data_Entry_2017.csv")  # fmt: skip
     assert result.exit_code == 0, result.output
-    judged = run("evaluate", out, "--boxes", archive / "BBox_List_2017.csv", "--json")
+    judged = run("evaluate", out, "--truth", archive / "BBox_List_2017.csv", "--json")
     rows = json.loads(judged.output)["localization"]
     found = {t: sum(r["found"] for r in rows if r["iou_threshold"] == t) for t in (0.1, 0.3)}
     total = sum(r["truths"] for r in rows if r["iou_threshold"] == 0.1)
@@ -298,7 +298,7 @@ def test_env_says_which_kernels_serve() -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["--debug", "evaluate", str(tmp_path), "--boxes", "none.csv"])
+    result = CliRunner().invoke(main, ["--debug", "evaluate", str(tmp_path), "--truth", "none.csv"])
     assert result.exit_code != 0
     assert not isinstance(result.exception, SystemExit)
 

@@ -134,7 +134,7 @@ def test_json_is_all_that_stdout_has(archive: Path, tmp_path: Path) -> None:
         ["mine", images, "--model", "demo", "--out", out, "--json"],
         ["report", out, "--json"],
         ["convert", out, "--to", "coco", "--out", tmp_path / "boxes.json", "--json"],
-        ["evaluate", out, "--boxes", boxes, "--json"],
+        ["evaluate", out, "--truth", boxes, "--json"],
         ["phantom", tmp_path / "two", "--images", 2, "--size", 64, "--threads", 1, "--json"],
         ["export", "demo", "--form", "cam", "--out", tmp_path / "cam.onnx", "--json"],
         ["env", "--json"],
@@ -166,7 +166,7 @@ def test_debug_shows_where_it_came_from(tmp_path: Path) -> None:
 
 
 def test_no_colours_and_no_bars_without_a_terminal(archive: Path, tmp_path: Path) -> None:
-    with started("evaluate", tmp_path, "--boxes", archive / "BBox_List_2017.csv") as process:
+    with started("evaluate", tmp_path, "--truth", archive / "BBox_List_2017.csv") as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "\x1b" not in out + err

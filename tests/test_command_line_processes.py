@@ -156,8 +156,8 @@ def test_a_full_disk_behind_stdout_is_a_sentence(archive: Path, mined: Path) -> 
     boxes = archive / "BBox_List_2017.csv"
     for call in (
         ["completion", "bash"],
-        ["evaluate", mined, "--boxes", boxes],
-        ["evaluate", mined, "--boxes", boxes, "--json"],
+        ["evaluate", mined, "--truth", boxes],
+        ["evaluate", mined, "--truth", boxes, "--json"],
     ):
         with open("/dev/full", "w") as full:
             done = called(*call, stdout=full)
@@ -169,7 +169,7 @@ def test_a_full_disk_behind_stdout_is_a_sentence(archive: Path, mined: Path) -> 
 
 def test_a_reader_that_leaves_in_the_middle_is_no_error(archive: Path, mined: Path) -> None:
     boxes = archive / "BBox_List_2017.csv"
-    for call in (["evaluate", mined, "--boxes", boxes], ["completion", "bash"]):
+    for call in (["evaluate", mined, "--truth", boxes], ["completion", "bash"]):
         reading, writing = os.pipe()
         os.close(reading)
         with os.fdopen(writing, "w") as closed:
@@ -185,10 +185,10 @@ def test_a_reader_that_leaves_in_the_middle_is_no_error(archive: Path, mined: Pa
         "report {file}",
         "convert {file} --to coco --out {out}",
         "convert {run} --to coco --out {folder}",
-        "evaluate {run} --boxes {folder}",
-        "evaluate {run} --boxes {boxes} --labels {folder}",
-        "evaluate {run} --boxes {boxes} --out {folder}/",
-        "evaluate {file} --boxes {boxes}",
+        "evaluate {run} --truth {folder}",
+        "evaluate {run} --truth {boxes} --labels {folder}",
+        "evaluate {run} --truth {boxes} --out {folder}/",
+        "evaluate {file} --truth {boxes}",
         "train {file} --out {out}",
         "train {archive} --out {file}",
         "train {archive} --out {out} --config {folder}",
@@ -203,7 +203,7 @@ def test_a_reader_that_leaves_in_the_middle_is_no_error(archive: Path, mined: Pa
         "reproduce table1 --data {archive} --out {file}",
         "phantom {file} --images 1 --size 64",
         "bench compare {folder} {file}",
-        "figure curves {file} --boxes {boxes} --out {out}.png",
+        "figure curves {file} --truth {boxes} --out {out}.png",
     ],
 )
 def test_a_folder_for_a_file_and_a_file_for_a_folder(

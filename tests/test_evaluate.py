@@ -225,11 +225,11 @@ def test_what_a_run_lacks_is_said(
     tmp_path: Path, change: dict[str, Any], missing: set[str], sentences: list[str]
 ) -> None:
     made = Run(tmp_path, **change)
-    result = cli(made.out, "--boxes", made.boxes, "--labels", made.labels, "--resamples", 9)
+    result = cli(made.out, "--truth", made.boxes, "--labels", made.labels, "--resamples", 9)
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
     assert all(sentence in words for sentence in sentences)
-    told = json.loads(cli(made.out, "--boxes", made.boxes, "--labels", made.labels,
+    told = json.loads(cli(made.out, "--truth", made.boxes, "--labels", made.labels,
                           "--resamples", 9, "--json").output)  # fmt: skip
     assert set(told["missing"]) == missing
     assert not missing & told.keys()
@@ -250,18 +250,18 @@ def test_boxes_that_do_not_fit_are_said(made: Run) -> None:
 
 def test_refusals_of_tables(made: Run) -> None:
     made.boxes.write_text(HEADER + "99.png,Mass,1,1,5,5\n")
-    result = cli(made.out, "--boxes", made.boxes)
+    result = cli(made.out, "--truth", made.boxes)
     assert result.exit_code == 1
     assert "give the box table of the same archive" in result.output
     made.boxes.write_text(HEADER + "00.png,Cardiomegaly,1,1,5,5\n")
-    assert "a table of the model's findings" in cli(made.out, "--boxes", made.boxes).output
+    assert "a table of the model's findings" in cli(made.out, "--truth", made.boxes).output
     made.boxes.write_text(HEADER + "00.png,Mass,1,1,5,5\n")
-    assert "must end in .csv or .json" in cli(made.out, "--boxes", made.boxes, "--out", "a.txt").output
+    assert "must end in .csv or .json" in cli(made.out, "--truth", made.boxes, "--out", "a.txt").output
     shutil.rmtree(made.out / "maps")  # twice the same name, in a run of its own
     table = pq.read_table(made.out / "images.parquet").to_pydict()["image_id"]
     with open_run(made.folder / "twice", {"model": {"class_names": CLASSES}}) as run:
         run.write_images([*table, "other/00.png"])
-    result = cli(made.folder / "twice", "--boxes", made.boxes)
+    result = cli(made.folder / "twice", "--truth", made.boxes)
     assert "has several files of that name" in " ".join(result.output.split())
 
 
@@ -270,7 +270,7 @@ def test_a_run_without_rows_misses_everything(tmp_path: Path) -> None:
         run.write_images(["00.png"])
         run.finish(0)
     (tmp_path / "boxes.csv").write_text(HEADER + "00.png,Mass,1,1,5,5\n")
-    result = cli(tmp_path / "run", "--boxes", tmp_path / "boxes.csv", "--json", "--resamples", 5)
+    result = cli(tmp_path / "run", "--truth", tmp_path / "boxes.csv", "--json", "--resamples", 5)
     assert result.exit_code == 0, result.output
     cell = json.loads(result.output)["localization"][0]
     assert (cell["acc"], cell["acc_high"], cell["afp"], cell["truths"]) == (0, 0, 0, 1)
@@ -281,14 +281,14 @@ def test_a_run_that_is_not_finished_is_not_judged(tmp_path: Path) -> None:
         run.write_images(["00.png", "01.png", "02.png"])
         run.write_shard(0, {name: [] for name in FINDINGS_SCHEMA.names})
     (tmp_path / "boxes.csv").write_text(HEADER + "00.png,Mass,1,1,5,5\n")
-    result = cli(tmp_path / "run", "--boxes", tmp_path / "boxes.csv")
+    result = cli(tmp_path / "run", "--truth", tmp_path / "boxes.csv")
     assert result.exit_code == 1
     assert "is not finished, 1 of its shards" in " ".join(result.output.split())
 
 
 def test_no_table_that_is_read_is_written_over(made: Run) -> None:
     before = made.boxes.read_text()
-    result = cli(made.out, "--boxes", made.boxes, "--out", made.boxes)
+    result = cli(made.out, "--truth", made.boxes, "--out", made.boxes)
     assert result.exit_code == 1
     assert "is one of the tables that are read" in " ".join(result.output.split())
     assert made.boxes.read_text() == before
@@ -297,15 +297,15 @@ def test_no_table_that_is_read_is_written_over(made: Run) -> None:
 def test_patients_of_another_archive_and_thresholds_that_make_no_sense(made: Run) -> None:
     strange = made.folder / "other.csv"
     strange.write_text("Image Index,Finding Labels,Patient ID\n99.png,Mass,1\n")
-    result = cli(made.out, "--boxes", made.boxes, "--labels", strange, "--resample", "patients")
+    result = cli(made.out, "--truth", made.boxes, "--labels", strange, "--resample", "patients")
     assert "names none of the run's images" in " ".join(result.output.split())
     for value in ("2", "nan"):
-        result = cli(made.out, "--boxes", made.boxes, "--iou-threshold", value)
+        result = cli(made.out, "--truth", made.boxes, "--iou-threshold", value)
         assert "T(IoU) must be at least 0 and below 1" in result.output
 
 
 def test_what_is_written_is_what_is_printed(made: Run) -> None:
-    options = ("--boxes", made.boxes, "--labels", made.labels, "--resamples", 25, "--seed", 2)
+    options = ("--truth", made.boxes, "--labels", made.labels, "--resamples", 25, "--seed", 2)
     for name in ("out.json", "out.csv"):
         assert cli(made.out, *options, "--out", made.folder / name).exit_code == 0
     printed = json.loads(cli(made.out, *options, "--json").output)
@@ -332,7 +332,7 @@ def test_what_is_written_is_what_is_printed(made: Run) -> None:
 
 
 def test_tables_fit_a_hundred_columns_and_say_what_they_count(made: Run) -> None:
-    result = cli(made.out, "--boxes", made.boxes, "--labels", made.labels, "--afp-images", "boxed",
+    result = cli(made.out, "--truth", made.boxes, "--labels", made.labels, "--afp-images", "boxed",
                  "--afp-denominator", 984, "--resamples", 50, "--resample", "patients")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert max(map(len, result.output.splitlines())) <= 100
@@ -353,7 +353,7 @@ def test_the_bound_falls_where_the_image_order_puts_it(tmp_path: Path) -> None:
     table.write_text(HEADER + "b.png,Mass,50,50,10,10\na.png,Mass,100,100,10,10\n")
     bounds.write_text("finding,iou_threshold,afp\nMass,0.1,0.5\n")
     for order, found in (("truth", 1), ("run", 0)):
-        result = cli(tmp_path / "run", "--boxes", table, "--afp-bounds", bounds, "--iou-threshold",
+        result = cli(tmp_path / "run", "--truth", table, "--afp-bounds", bounds, "--iou-threshold",
                      0.1, "--image-order", order, "--json", "--resamples", 3)  # fmt: skip
         assert result.exit_code == 0, result.output
         assert json.loads(result.output)["localization"][0]["found"] == found

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cxr_fast.cli.commands import Command
-from cxr_fast.cli.options import judging_options
+from cxr_fast.cli.options import judging_options, truth_option
 
 if TYPE_CHECKING:
     from cxr_fast.evaluate import Evaluation
@@ -27,13 +27,12 @@ _NAMES = {"pointing_game": "pointing game", "map_iou": "mean IoU", "pixel_auc": 
     cls=Command,
     short_help="Judge a run by true boxes and labels.",
     examples=[
-        "cxr-fast evaluate run --boxes BBox_List_2017.csv --labels Data_Entry_2017.csv",
-        "cxr-fast evaluate run --boxes BBox_List_2017.csv --afp-bounds paper --json",
+        "cxr-fast evaluate run --truth BBox_List_2017.csv --labels Data_Entry_2017.csv",
+        "cxr-fast evaluate run --truth BBox_List_2017.csv --afp-bounds paper --json",
     ],
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--boxes", required=True, type=click.Path(path_type=Path),
-              help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip
+@truth_option("to judge by", required=True)
 @click.option("--labels", type=click.Path(path_type=Path),
               help="Label table in the layout of Data_Entry_2017.csv: AUROC, patients.")  # fmt: skip
 @judging_options((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
@@ -43,7 +42,7 @@ _NAMES = {"pointing_game": "pointing game", "map_iou": "mean IoU", "pixel_auc": 
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of tables.")
 def evaluate(
     run: Path,
-    boxes: Path,
+    truth: Path,
     labels: Path | None,
     thresholds: tuple[float, ...],
     out: Path | None,
@@ -59,11 +58,11 @@ def evaluate(
 
     if out is not None and out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out must end in .csv or .json, but is {out}; rename it")
-    inputs = (boxes, labels, values["afp_bounds"])
+    inputs = (truth, labels, values["afp_bounds"])
     if out is not None and out.resolve() in {Path(str(name)).resolve() for name in inputs if name}:
         raise ValueError(f"--out {out} is one of the tables that are read; name another file")
     options = judging.EvaluationOptions(overlap_thresholds=thresholds, **values)
-    evaluation = judging.evaluate_run(run, boxes, labels, options)
+    evaluation = judging.evaluate_run(run, truth, labels, options)
     if out is not None:
         judging.write_evaluation(evaluation, out)
     if as_json:

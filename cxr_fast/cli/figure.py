@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from cxr_fast.cli.commands import SubGroup
-from cxr_fast.cli.options import judging_options
+from cxr_fast.cli.options import judging_options, truth_option
 from cxr_fast.files import require_writable, write_whole
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -62,8 +62,7 @@ def figure() -> None:
 @click.option("--model", required=True, help="The model that the run was mined by.")
 @click.option("--row", "named", nargs=2, multiple=True, required=True, metavar="IMAGE CLASS",
               help="A row: image_id or file name, and the class; once for each row.")  # fmt: skip
-@click.option("--truth", type=click.Path(path_type=Path),
-              help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip
+@truth_option("drawn dashed")
 @click.option("--other-model", is_flag=True, help="Draw what another model than the run's sees.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
               help="Of the network. Default: the run's.")  # fmt: skip
@@ -107,8 +106,7 @@ def fig2(
 
 @figure.command(short_help="Acc over AFP, with intervals.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--boxes", required=True, type=click.Path(path_type=Path),
-              help="Box table in the layout of BBox_List_2017.csv.")  # fmt: skip
+@truth_option("to judge by", required=True)
 @_labels_option
 @click.option("--finding", "findings", multiple=True, metavar="NAME",
               help="Once for each; all that the box table names by default.")  # fmt: skip
@@ -118,7 +116,7 @@ def fig2(
 @_figure_options
 def curves(
     run: Path,
-    boxes: Path,
+    truth: Path,
     labels: Path | None,
     findings: tuple[str, ...],
     published: bool,
@@ -132,16 +130,16 @@ def curves(
     """Draw Acc over AFP along the whole list B of RUN's boxes, with 95% intervals as bands.
 
     \b
-    cxr-fast figure curves demo/run --boxes demo/archive/BBox_List_2017.csv --out curves.pdf
+    cxr-fast figure curves demo/run --truth demo/archive/BBox_List_2017.csv --out curves.pdf
     """  # noqa: D301
     from cxr_fast.evaluate import EvaluationOptions
     from cxr_fast.figures import canvas
     from cxr_fast.figures.curves import draw_curves, run_curves
     from cxr_fast.figures.text import origin_note
 
-    _check(outs, canvas.SUFFIXES, [run, boxes, labels])
+    _check(outs, canvas.SUFFIXES, [run, truth, labels])
     options = EvaluationOptions(overlap_thresholds=thresholds, findings=findings or None, **values)
-    made = run_curves(run, boxes, labels, options, published)
+    made = run_curves(run, truth, labels, options, published)
     drawn = draw_curves(made, columns, _noted(origin_note([made.model]), note))
     for out in outs:
         canvas.save(drawn, out, dpi)
@@ -153,8 +151,7 @@ def curves(
 @click.option("--name", "names", multiple=True, metavar="NAME",
               help="Of a source in the table, in their order; file or folder name by default."
               )  # fmt: skip
-@click.option("--boxes", type=click.Path(path_type=Path),
-              help="Box table in the layout of BBox_List_2017.csv; for folders.")  # fmt: skip
+@truth_option("to judge folders by")
 @_labels_option
 @click.option("--reference", metavar="NAME",
               help="Differences are against this run. Default: the first.")  # fmt: skip
@@ -164,7 +161,7 @@ def curves(
 def table(
     sources: tuple[Path, ...],
     names: tuple[str, ...],
-    boxes: Path | None,
+    truth: Path | None,
     labels: Path | None,
     reference: str | None,
     with_afp: bool,
@@ -177,11 +174,11 @@ def table(
 ) -> None:
     """Put SOURCES side by side: Acc of each finding with intervals, the best marked.
 
-    A source is a run's folder, which is judged by --boxes, or a JSON file of `cxr-fast evaluate`.
+    A source is a run's folder, which is judged by --truth, or a JSON file of `cxr-fast evaluate`.
     Paired differences need folders. FILE ends in .md, .tex, .csv, .svg, .pdf or .png.
 
     \b
-    cxr-fast figure table runs/t1 runs/t3 --boxes BBox_List_2017.csv --out table.tex --out table.svg
+    cxr-fast figure table runs/t1 runs/t3 --truth BBox_List_2017.csv --out table.tex --out table.svg
     """  # noqa: D301
     from cxr_fast.evaluate import EvaluationOptions
     from cxr_fast.figures import canvas, tables
@@ -193,7 +190,7 @@ def table(
         ".tex": lambda told: tables.latex(made, with_afp, told),
         ".csv": lambda _: tables.comma_separated(made),
     }
-    _check(outs, (*canvas.SUFFIXES, *texts), [*sources, boxes, labels])
+    _check(outs, (*canvas.SUFFIXES, *texts), [*sources, truth, labels])
     if names and len(names) != len(sources):
         raise ValueError(
             f"--name was given {len(names)} times for {len(sources)} sources; give it once for each"
@@ -201,7 +198,7 @@ def table(
     options = EvaluationOptions(overlap_thresholds=thresholds, **values)
     called = names or (None,) * len(sources)
     made = compare(
-        [judgement(s, n, boxes, labels, options) for s, n in zip(sources, called, strict=True)],
+        [judgement(s, n, truth, labels, options) for s, n in zip(sources, called, strict=True)],
         thresholds,
         reference,
     )

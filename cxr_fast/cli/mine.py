@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cxr_fast.cli.commands import Command
 from cxr_fast.cli.endings import Interrupts, name_of
-from cxr_fast.cli.options import MODEL, THREADS, console, progress_bar
+from cxr_fast.cli.options import MODEL, THREADS, console, progress_bar, truth_option
 from cxr_fast.files import write_whole
 
 # Where nobody watches a bar, a log has a line now and then.
@@ -67,8 +67,7 @@ def _stopping(talk: Console) -> Iterator[tuple[threading.Event, list[int]]]:
               help="Every class of every image, or those that --labels names.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path),
               help="Label table in the layout of Data_Entry_2017.csv.")  # fmt: skip
-@click.option("--truth", type=click.Path(path_type=Path),
-              help="Box table in the layout of BBox_List_2017.csv, drawn on overlays.")  # fmt: skip
+@truth_option("drawn on overlays")
 @click.option("--overlays", type=click.IntRange(0), default=0, metavar="N",
               help="Draw the first N images, as in the paper's Fig. 2.")  # fmt: skip
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0.0, show_default=True,

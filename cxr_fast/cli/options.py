@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
@@ -43,6 +44,17 @@ def threads_option(command: _Command) -> _Command:
     """Add ``--threads``."""
     decorate = click.option("--threads", type=THREADS, default=None, help="Default: as many as cores.")
     return decorate(command)
+
+
+def truth_option(purpose: str, required: bool = False) -> Callable[[_Command], _Command]:
+    """Add ``--truth``, with what the true boxes are for."""
+    return click.option(
+        "--truth",
+        type=click.Path(path_type=Path),
+        required=required,
+        metavar="CSV",
+        help=f"True boxes in the layout of BBox_List_2017.csv, {purpose}.",
+    )
 
 
 def mining_options(command: _Command) -> _Command:

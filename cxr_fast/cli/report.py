@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cxr_fast.cli.commands import Command
-from cxr_fast.cli.options import console, progress_bar, threads_option
+from cxr_fast.cli.options import console, progress_bar, threads_option, truth_option
 
 
 @click.command(
@@ -25,8 +25,7 @@ from cxr_fast.cli.options import console, progress_bar, threads_option
 @click.option("--images", metavar="IMAGES",
               help="What was mined, where it is now: a folder, list or tars, as for `mine`. Without it "
               "the pages have no pictures.")  # fmt: skip
-@click.option("--truth", type=click.Path(path_type=Path), metavar="CSV",
-              help="True boxes in the layout of BBox_List_2017.csv, to show beside.")  # fmt: skip
+@truth_option("to show beside")
 @click.option("--findings", type=click.IntRange(1), default=100_000, show_default=True, metavar="N",
               help="Show this many at most; totals are of all.")  # fmt: skip
 @click.option("--choose", type=click.Choice(["probable", "random"]), default="probable",

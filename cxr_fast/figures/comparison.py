@@ -90,7 +90,7 @@ def judgement(
         return Judgement(called, _document(source), None)
     if boxes is None:
         raise ValueError(
-            f"{source} is judged here, which needs --boxes, unless it is a JSON file of `cxr-fast "
+            f"{source} is judged here, which needs --truth, unless it is a JSON file of `cxr-fast "
             "evaluate --out`; give one of the two"
         )
     walks = judge_walks(source, boxes, labels, options)

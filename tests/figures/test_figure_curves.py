@@ -90,7 +90,7 @@ def test_bounds_and_published_points_are_marked_where_they_are(tmp_path: Path) -
 
 def test_svg_holds_text_and_files_are_the_same_bytes_again(tmp_path: Path) -> None:
     judged = judged_run(tmp_path)
-    shared = (judged.run, "--boxes", judged.table, "--resamples", 20, "--note", "a < b & $c$")
+    shared = (judged.run, "--truth", judged.table, "--resamples", 20, "--note", "a < b & $c$")
     outs = [("--out", tmp_path / f"{n}.{kind}") for n in "12" for kind in ("svg", "png", "pdf")]
     result = curves(*shared, *(part for out in outs for part in out))
     assert result.exit_code == 0, result.output
@@ -117,7 +117,7 @@ def test_the_demonstration_model_is_named(tmp_path: Path, model: str, told: bool
     table = tmp_path / "boxes.csv"
     table.write_text(HEADER + "00.png,Mass,1,1,5,5\n")
     out = tmp_path / "c.svg"
-    result = curves(tmp_path / "run", "--boxes", table, "--out", out, "--columns", "one")
+    result = curves(tmp_path / "run", "--truth", table, "--out", out, "--columns", "one")
     assert result.exit_code == 0, result.output  # a run of one image that found nothing
     assert any("Synthetic" in text for text in texts_of(out)) == told
     assert f'width="{3.5 * 72:g}pt"' in out.read_text()
@@ -126,7 +126,7 @@ def test_the_demonstration_model_is_named(tmp_path: Path, model: str, told: bool
 def test_a_class_without_truth_has_a_panel_that_says_so(tmp_path: Path) -> None:
     judged = judged_run(tmp_path)
     out = tmp_path / "c.svg"
-    result = curves(judged.run, "--boxes", judged.table, "--finding", "Hernia", "--finding", "Mass",
+    result = curves(judged.run, "--truth", judged.table, "--finding", "Hernia", "--finding", "Mass",
                     "--resamples", 9, "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert {"Hernia (0 boxes)", "no ground truth"} <= set(texts_of(out))
@@ -141,7 +141,7 @@ def test_names_with_specials_are_drawn_as_they_are(tmp_path: Path) -> None:
     table = tmp_path / "boxes.csv"
     table.write_text(HEADER + f"a.png,{names[0]},5,5,4,4\na.png,{names[2]},5,5,4,4\n")
     out = tmp_path / "c.svg"
-    result = curves(tmp_path / "run", "--boxes", table, "--out", out, "--out", tmp_path / "c.png")
+    result = curves(tmp_path / "run", "--truth", table, "--out", out, "--out", tmp_path / "c.png")
     assert result.exit_code == 0, result.output
     assert f"{names[0]} (1 box)" in texts_of(out)
     assert any(text.startswith("\\frac{") for text in texts_of(out))
@@ -162,13 +162,13 @@ def test_refusals(
 ) -> None:
     judged = judged_run(tmp_path)
     monkeypatch.chdir(tmp_path)
-    result = curves(judged.run, "--boxes", judged.table, *options)
+    result = curves(judged.run, "--truth", judged.table, *options)
     assert result.exit_code == 1
     assert sentence in " ".join(result.output.split())
     assert not (tmp_path / "c.svg").exists()
-    refused = curves(tmp_path, "--boxes", judged.table, "--out", "c.svg")
+    refused = curves(tmp_path, "--truth", judged.table, "--out", "c.svg")
     assert "holds no mining run" in refused.output
-    shadowed = curves(judged.run, "--boxes", judged.table, "--out", judged.table)
+    shadowed = curves(judged.run, "--truth", judged.table, "--out", judged.table)
     assert shadowed.exit_code == 1
 
 
@@ -177,6 +177,6 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib" or "cxr_fast.figures" in n]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = curves(judged.run, "--boxes", judged.table, "--out", tmp_path / "c.svg")
+    result = curves(judged.run, "--truth", judged.table, "--out", tmp_path / "c.svg")
     assert result.exit_code == 1
     assert "pip install 'cxr_fast[figures]'" in result.output

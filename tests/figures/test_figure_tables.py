@@ -25,7 +25,7 @@ def figure(*arguments: object) -> Result:
 
 
 def document(judged: Judged, out: Path, *options: object) -> Path:
-    arguments = ["evaluate", judged.run, "--boxes", judged.table, "--out", out, *options]
+    arguments = ["evaluate", judged.run, "--truth", judged.table, "--out", out, *options]
     assert CliRunner().invoke(main, [str(a) for a in arguments]).exit_code == 0
     return out
 
@@ -44,7 +44,7 @@ def test_cells_are_those_of_a_literal_walk_and_of_evaluate(
     two: tuple[Judged, Judged], tmp_path: Path
 ) -> None:
     out = tmp_path / "t.csv"
-    result = figure(two[0].run, two[1].run, "--boxes", two[0].table, "--resamples", 50, "--out", out)
+    result = figure(two[0].run, two[1].run, "--truth", two[0].table, "--resamples", 50, "--out", out)
     assert result.exit_code == 0, result.output
     rows = {(r["run"], r["measure"], r["finding"], float(r["threshold"])): r for r in rows_of(out)}
     for judged in two:
@@ -82,7 +82,7 @@ def test_differences_are_those_of_a_paired_bootstrap(
     two: tuple[Judged, Judged], tmp_path: Path, reference: str
 ) -> None:
     out = tmp_path / "t.csv"
-    result = figure(two[0].run, two[1].run, "--boxes", two[0].table, "--resamples", 5000,
+    result = figure(two[0].run, two[1].run, "--truth", two[0].table, "--resamples", 5000,
                     "--iou-threshold", 0.5, "--reference", reference, "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = [r for r in rows_of(out) if r["measure"] == "acc difference"]
@@ -107,7 +107,7 @@ def test_differences_are_those_of_a_paired_bootstrap(
 def test_whole_patients_are_drawn_for_differences(two: tuple[Judged, Judged], tmp_path: Path) -> None:
     """One patient of all images: every resample is the sample."""
     labels, out = two[0].labels, tmp_path / "t.csv"
-    arguments = (two[0].run, two[1].run, "--boxes", two[0].table, "--labels", labels, "--out", out,
+    arguments = (two[0].run, two[1].run, "--truth", two[0].table, "--labels", labels, "--out", out,
                  "--resample", "patients", "--iou-threshold", 0.5, "--resamples", 300)  # fmt: skip
     widths = []
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_differences_below_a_bound_are_of_the_prefix(
 ) -> None:
     bounds, out = tmp_path / "bounds.csv", tmp_path / "t.csv"
     bounds.write_text("finding,iou_threshold,afp\nMass,0.5,0.35\nNodule,0.5,0.35\n")
-    result = figure(two[0].run, two[1].run, "--boxes", two[0].table, "--iou-threshold", 0.5,
+    result = figure(two[0].run, two[1].run, "--truth", two[0].table, "--iou-threshold", 0.5,
                     "--afp-bounds", bounds, "--resamples", 20, "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.output
     row = next(r for r in rows_of(out) if r["measure"] == "acc difference" and r["finding"] == "Mass")
@@ -136,7 +136,7 @@ def test_every_form_has_the_same_figures_and_marks_the_best(
     two: tuple[Judged, Judged], tmp_path: Path
 ) -> None:
     outs = [tmp_path / f"t.{kind}" for kind in ("md", "tex", "svg", "png", "pdf")]
-    result = figure(two[0].run, two[1].run, "--boxes", two[0].table, "--resamples", 30, "--with-afp",
+    result = figure(two[0].run, two[1].run, "--truth", two[0].table, "--resamples", 30, "--with-afp",
                     "--iou-threshold", 0.5, "--name", NAMES[0], "--name", NAMES[1],
                     *(part for out in outs for part in ("--out", out)))  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -165,7 +165,7 @@ def test_every_form_has_the_same_figures_and_marks_the_best(
 
 def test_latex_specials_are_escaped(two: tuple[Judged, Judged], tmp_path: Path) -> None:
     out = tmp_path / "t.tex"
-    args = (two[0].run, two[1].run, "--boxes", two[0].table, "--resamples", 5)
+    args = (two[0].run, two[1].run, "--truth", two[0].table, "--resamples", 5)
     assert figure(*args, "--name", NAMES[0], "--name", "b", "--out", out).exit_code == 0
     row = next(line for line in out.read_text().splitlines() if "50" in line and "&" in line)
     name = re.split(r"(?<!\\) & ", row)[1]
@@ -183,7 +183,7 @@ def test_documents_stand_in_for_folders_without_differences(
     said = figure(*documents, "--out", first)
     assert said.exit_code == 0, said.output
     assert "No paired differences with one, two" in said.output
-    again = figure(two[0].run, two[1].run, "--boxes", two[0].table, "--resamples", 30, "--out", second)
+    again = figure(two[0].run, two[1].run, "--truth", two[0].table, "--resamples", 30, "--out", second)
     assert again.exit_code == 0
     assert rows_of(first) == [r for r in rows_of(second) if r["measure"] != "acc difference"]
 
@@ -194,10 +194,10 @@ def test_one_run_and_one_that_found_nothing(tmp_path: Path) -> None:
     for part in (empty.run / "findings").glob("*.parquet"):
         pq.write_table(pq.read_table(part).slice(0, 0), part)
     alone, both = tmp_path / "alone.md", tmp_path / "both.csv"
-    assert figure(judged.run, "--boxes", judged.table, "--out", alone).exit_code == 0
+    assert figure(judged.run, "--truth", judged.table, "--out", alone).exit_code == 0
     assert "**0." not in alone.read_text()  # nothing to be better than
     assert "minus" not in alone.read_text()
-    assert figure(judged.run, empty.run, "--boxes", judged.table, "--out", both).exit_code == 0
+    assert figure(judged.run, empty.run, "--truth", judged.table, "--out", both).exit_code == 0
     rows = [r for r in rows_of(both) if r["run"] == "empty" and r["measure"] == "acc"]
     assert {float(r["value"]) for r in rows} == {0.0}
 
@@ -223,17 +223,17 @@ def test_many_findings_are_turned_or_cut_into_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("one", "--out", "t.md"), "needs --boxes, unless it is a JSON file"),
-        (("one", "two", "--boxes", "boxes.csv", "--name", "a", "--out", "t.md"),
+        (("one", "--out", "t.md"), "needs --truth, unless it is a JSON file"),
+        (("one", "two", "--truth", "boxes.csv", "--name", "a", "--out", "t.md"),
          "--name was given 1 times for 2 sources"),
-        (("one", "two", "--boxes", "boxes.csv", "--name", "a", "--name", "a", "--out", "t.md"),
+        (("one", "two", "--truth", "boxes.csv", "--name", "a", "--name", "a", "--out", "t.md"),
          "two of the runs are named 'a'"),
-        (("one", "--boxes", "boxes.csv", "--reference", "x", "--out", "t.md"), "must be one of one"),
+        (("one", "--truth", "boxes.csv", "--reference", "x", "--out", "t.md"), "must be one of one"),
         (("boxes.csv", "--out", "t.md"), "must be a JSON document of `cxr-fast evaluate"),
         (("d.json", "--iou-threshold", 0.15, "--out", "t.md"), "was not judged at 0.15, but at 0.1"),
-        (("one", "d.json", "--boxes", "boxes.csv", "--overlap", "iobb", "--out", "t.md"),
+        (("one", "d.json", "--truth", "boxes.csv", "--overlap", "iobb", "--out", "t.md"),
          "with overlap iobb, d with iou; judge them alike"),
-        (("one", "--boxes", "boxes.csv", "--out", "t.docx"), ".svg, .md, .tex, .csv, but is t.docx"),
+        (("one", "--truth", "boxes.csv", "--out", "t.docx"), ".svg, .md, .tex, .csv, but is t.docx"),
         (("d.json", "--out", "d.json"), "must end in"),
     ],
 )  # fmt: skip
@@ -258,6 +258,6 @@ def test_runs_of_other_images_are_not_paired(tmp_path: Path) -> None:
     other = write_run(
         tmp_path / "few", [MinedImage("00.png"), MinedImage("01.png")], ("Mass", "Nodule")
     )
-    result = figure(judged.run, other, "--boxes", judged.table, "--out", tmp_path / "t.md")
+    result = figure(judged.run, other, "--truth", judged.table, "--out", tmp_path / "t.md")
     assert result.exit_code == 1
     assert "not judged by the same boxes of the same images" in " ".join(result.output.split())
