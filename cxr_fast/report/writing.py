@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from cxr_fast.archive.chestxray14 import read_boxes
 from cxr_fast.archive.convert.boxes import FinishedShards, beside, finished_shards
 from cxr_fast.archive.images import list_images
+from cxr_fast.archive.schemas import NOTES_SCHEMA
 from cxr_fast.config import CHESTXRAY14_FINDINGS
 from cxr_fast.files import held, saying_when_full
 from cxr_fast.machine import cores
@@ -103,7 +105,8 @@ def write_report(
     sizes[image] = rows.image_size
     true = None if boxes is None else _true_boxes(boxes, ids, shards.class_names)
     # Of a large run most parts have nothing that is shown, and are not read again.
-    maps = [beside(shards.parts[number], "maps") for number in np.unique(rows.part)]
+    parts = [shards.parts[number] for number in np.unique(rows.part)]
+    maps = [beside(part, "maps") for part in parts]
     kept = layers_of(beside(part, "maps") for part in shards.parts)
     full = f"the disk is full: a report in {target} needs more room; what was there is unchanged"
     with saying_when_full(full), _replacing_folder(target) as new:
@@ -147,6 +150,7 @@ def write_report(
                 "width": column(sizes[:, 1], "uint32"),
                 "height": column(sizes[:, 0], "uint32"),
                 "preview": column(there == THERE, "uint8"),
+                "note": _notes(parts, numbers),
             },
             "findings": _findings(rows, image, true),
             "truth": _truth_columns(true),
@@ -179,6 +183,18 @@ def _findings(rows: Rows, image: npt.NDArray[np.int64], true: _Truth | None) -> 
         "probability": column(rows.probability, "float32"),
         "iou": column(_best_iou(rows, image, true), "float32"),
     }
+
+
+def _notes(parts: Sequence[Path], numbers: Mapping[str, int]) -> dict[int, str]:
+    """What a reader must know of shown images, by their number: of those that have a note."""
+    notes: dict[int, str] = {}
+    for part in (beside(part, "notes") for part in parts):
+        if not part.exists():
+            continue
+        for row in pq.read_table(part, schema=NOTES_SCHEMA, partitioning=None).to_pylist():
+            if (number := numbers.get(row["image_id"])) is not None:
+                notes[number] = "; ".join(filter(None, (notes.get(number), row["note"])))
+    return notes
 
 
 def _true_boxes(boxes: Any, ids: Sequence[str], class_names: Sequence[str]) -> _Truth:

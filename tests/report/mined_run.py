@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from cxr_fast.archive.findings import open_run
+from cxr_fast.archive.schemas import NOTES_SCHEMA
 
 CLASSES = ("A", "B & <b>", "C")
 SETTINGS = {
@@ -27,6 +29,13 @@ MAP_COLUMNS = (
 HEIGHT, WIDTH, CELLS = 200, 320, (3, 4)
 FORMULA = "=1+1.png"  # what a spreadsheet would run
 HOSTILE = "</script><img src=x onerror=alert(1)>.png"
+# Of an image twice, of one in markup, of one that cannot be read.
+NOTES = [
+    (0, "p0/000.png", "unread"),
+    (0, "p0/003.png", "first of 2 frames"),
+    (0, "p0/003.png", "no window"),
+    (2, HOSTILE, "<b>first</b>"),
+]
 
 
 def read(report: Path, name: str) -> Any:
@@ -73,9 +82,15 @@ def write_run(folder: Path, rng: np.random.Generator) -> Path:
                 columns(boxes, "image_id class rank x1 y1 x2 y2 score probability"),
                 [(names[0], "empty file")] if shard == 0 else [],
                 columns(maps, MAP_COLUMNS),
+                noted(shard),
             )  # fmt: skip
         opened.finish(3)
     return folder
+
+
+def noted(shard: int) -> dict[str, pa.Table]:
+    rows = [{"image_id": name, "note": note} for number, name, note in NOTES if number == shard]
+    return {"notes": pa.Table.from_pylist(rows, NOTES_SCHEMA)} if rows else {}
 
 
 def columns(rows: list[Any], names: str) -> dict[str, list[Any]]:

@@ -78,6 +78,8 @@ def test_totals_are_those_of_the_tables(run: Path) -> None:
 def test_findings_and_maps_are_those_of_the_tables(run: Path) -> None:
     write_report(run)
     found, images = frame(run), read(run / "report", "images")
+    named = {images["id"][int(number)]: note for number, note in images["note"].items()}
+    assert named == {"p0/003.png": "first of 2 frames; no window", HOSTILE: "<b>first</b>"}
     got = read(run / "report", "findings")
     assert [images["id"][i] for i in got["image"]] == found.image_id.tolist()
     assert [CLASSES[c] for c in got["class"]] == found["class"].tolist()

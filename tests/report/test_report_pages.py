@@ -508,6 +508,7 @@ def test_a_name_is_text_and_nothing_else(report: Path, page: Any) -> None:
     row = int(found.index[found.image_id == HOSTILE][0])
     go(page, report, f"#finding?{row}")
     assert page.inner_text("#image-id") == HOSTILE
+    assert page.inner_text("#image-note") == "<b>first</b>"
     assert page.query_selector("main img[src=x]") is None
     assert "no picture" in page.inner_text("#frame")
     go(page, report, "#gallery?text=onerror")

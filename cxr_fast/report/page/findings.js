@@ -53,6 +53,7 @@
       this.width = images.width;
       this.height = images.height;
       this.preview = images.preview;
+      this.note = images.note; // of those that have one
       this.length = this.image.length;
       this.size = new Float32Array(this.length); // percent of the image's area
       for (let i = 0; i < this.length; i++) {

@@ -146,6 +146,7 @@
         button({ id: "next", disabled: at + 1 >= gallery.order.length, onclick: () => go(at + 1) }, "Next", "j")),
       element("h2", {}, f.name(i)),
       element("p", { class: "id", id: "image-id", title: f.ids[image] }, f.ids[image]),
+      f.note[image] ? element("p", { class: "note", id: "image-note" }, f.note[image]) : null,
       element("div", { id: "mark", role: "group", "aria-label": "Mark" },
         button({ "data-mark": "accept", onclick: () => marked("accept") }, "✓ Accept", "a"),
         button({ "data-mark": "reject", onclick: () => marked("reject") }, "✕ Reject", "r"),
