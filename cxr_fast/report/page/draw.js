@@ -68,9 +68,11 @@
 
   function picture(image, className = "") {
     const { findings } = cxrReport;
-    if (findings.preview[image])
-      return element("img", { src: file(image), alt: "", class: className, draggable: "false", decoding: "async" });
-    return element("p", { class: `plate ${className}` }, "no picture: give the folder that was mined with --images");
+    const plate = (text) => element("p", { class: `plate ${className}` }, text);
+    if (!findings.preview[image]) return plate("no picture: give the folder that was mined with --images");
+    const shown = element("img", { src: file(image), alt: "", class: className, draggable: "false", decoding: "async",
+      onerror: () => shown.replaceWith(plate(`${file(image)} is missing: the report's folder is not whole`)) });
+    return shown;
   }
 
   // Bars of a histogram, with what each is in words.

@@ -11,6 +11,7 @@
   let near = false;
   // These are of one finding: how much larger than whole, and the point of the image in the middle of the stage.
   let zoom = 1, middle = [0.5, 0.5];
+  let moved = false; // by the reader, from where it opened
   let target = null; // the corners of the box, in parts of the image
   let changed = () => {};
 
@@ -49,6 +50,7 @@
 
   // The box in the middle, filling three fifths of the stage; or the whole image.
   function settle() {
+    moved = false;
     if (!near) return look(1, 0.5, 0.5);
     const { stage, whole } = sizes();
     const [x1, y1, x2, y2] = target;
@@ -59,6 +61,7 @@
   // What lies under a point of the stage, so many pixels from its middle, stays there.
   function zoomBy(factor, dx = 0, dy = 0) {
     const { whole } = sizes();
+    moved = true;
     const before = zoom;
     const after = Math.min(Math.max(zoom * factor, 1), MOST);
     const point = middle.map((value, k) => value + [dx, dy][k] / (whole[k] * before));
@@ -72,7 +75,8 @@
   }
 
   function onMove(event) {
-    if (!(event.buttons & 1)) return;
+    if (!event.currentTarget.hasPointerCapture(event.pointerId)) return; // begun elsewhere
+    moved = true;
     const { whole } = sizes();
     look(zoom, ...middle.map((value, k) => value - [event.movementX, event.movementY][k] / (whole[k] * zoom)));
   }
@@ -96,8 +100,8 @@
   }
 
   const stage = (label, child) => element("div", {
-    id: "stage", role: "img", "aria-label": label, onwheel: onWheel, onpointermove: onMove, ondblclick: reset,
-    onpointerdown: (event) => event.currentTarget.setPointerCapture(event.pointerId),
+    id: "stage", role: "img", "aria-label": label, onwheel: onWheel, onpointermove: onMove,
+    onpointerdown: (event) => { if (event.button === 0) event.currentTarget.setPointerCapture(event.pointerId); },
   }, child);
 
   function controls() {
@@ -119,6 +123,12 @@
     changed = onChange;
     settle();
   }
+
+  addEventListener("resize", () => {
+    if (!document.getElementById("stage")) return;
+    if (moved) look(zoom, ...middle);
+    else settle();
+  });
 
   cxrReport.lens = { stage, controls, open, key, get zoom() { return zoom; } };
 })();

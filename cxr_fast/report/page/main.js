@@ -24,6 +24,7 @@
   function show(address) {
     const [name, query = ""] = address.slice(1).split(/\?(.*)/s);
     const before = view;
+    prefix = false;
     help.close(); // Back while it is open
     view = name in views() ? name : "overview";
     document.body.dataset.view = view;
@@ -32,8 +33,8 @@
       if (here) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    views()[view].show(main, query);
-    if (before !== view) { main.focus({ preventScroll: true }); scrollTo(0, 0); }
+    if (before !== view) { main.focus({ preventScroll: true }); main.scrollTo(0, 0); }
+    views()[view].show(main, query, before);
   }
 
   // The one way to move. The view is there when this ends: the address's own event comes later, and a key pressed
@@ -62,23 +63,30 @@
 
   function onKey(event) {
     if (event.ctrlKey || event.altKey || event.metaKey || help.open) return;
-    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) &&
-      !["checkbox", "range"].includes(event.target.type);
-    if (typing) {
-      if (event.key === "Escape") event.target.blur();
+    const { tagName, type } = event.target;
+    if (tagName === "INPUT" && !["checkbox", "range"].includes(type)) {
+      if (event.key !== "Escape") return;
+      event.preventDefault(); // which would empty a search field
+      event.target.value = event.target.defaultValue;
+      event.target.blur();
       return;
     }
+    if ((type === "range" || tagName === "SELECT") && /^(Arrow|Home|End|Page|Enter| )/.test(event.key)) return;
+    if (event.repeat && /^[^jknp+=-]$/.test(event.key)) { // a held key marks no second finding
+      event.preventDefault();
+      return;
+    }
+    if (tagName === "SELECT" && event.key.length === 1) event.preventDefault(); // a letter is a command, no choice
     const after = prefix;
     prefix = false;
     const goes = { o: "overview", g: "gallery", m: "marks" };
-    if (after && event.key in goes) go(`#${goes[event.key]}`);
+    if (after && event.key in goes) go(document.querySelector(`nav [data-view=${goes[event.key]}]`).getAttribute("href"));
     else if (event.key === "g") prefix = true;
     else if (event.key === "?") showHelp();
     else if (event.key === "/") {
-      if (view !== "gallery") go("#gallery");
-      document.getElementById("filter-text").focus();
-    } else if (event.target.type === "range" && event.key.startsWith("Arrow")) return;
-    else if (!views()[view].key?.(event.key)) return;
+      if (view !== "gallery") go(document.querySelector("nav [data-view=gallery]").getAttribute("href"));
+      document.getElementById("filter-text").select();
+    } else if (!views()[view].key?.(event.key)) return;
     event.preventDefault();
   }
 
@@ -92,6 +100,7 @@
     cxrReport.go = go;
     addEventListener("hashchange", () => show(location.hash)); // Back, Forward, an address typed in
     addEventListener("click", onClick);
+    addEventListener("storage", () => views()[view].refresh?.(main)); // marks of another window
     addEventListener("keydown", onKey);
     show(location.hash);
     main.removeAttribute("aria-busy");

@@ -86,7 +86,8 @@
       show(main);
       document.getElementById("told").textContent = sentence;
     } });
-    const clear = element("button", { type: "button", id: "clear", disabled: accept + reject === 0, onclick: () => {
+    const clear = element("button", { type: "button", id: "clear", disabled: accept + reject === 0, onclick: (event) => {
+      if (event.detail > 1) return; // the second click of a double one asks nothing
       if (clear.dataset.sure) { cxrReport.marks.clear(); show(main); say("all marks taken back"); }
       else { clear.dataset.sure = "1"; clear.textContent = `Really take back ${plural(accept + reject, "mark")}?`; }
     } }, "Take back all marks");
@@ -103,5 +104,5 @@
         element("a", { href: "#gallery?mark=none" }, "Show those without a mark"))));
   }
 
-  cxrReport.marking = { show, csv, read };
+  cxrReport.marking = { show, refresh: show, csv, read };
 })();

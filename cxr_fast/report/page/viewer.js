@@ -87,7 +87,7 @@
   }
 
   // Back leaves the viewer, wherever the reader has walked in it.
-  const go = (place) => cxrReport.go(cxrReport.gallery.finding(place), true);
+  const go = (place, replace = true) => cxrReport.go(cxrReport.gallery.finding(place), replace);
 
   const toggle = (name) => { view[name] = !view[name]; paint(); };
 
@@ -102,7 +102,7 @@
     const { findings: f, summary } = cxrReport;
     const size = `${decimals(f.x2[i] - f.x1[i], 0)} × ${decimals(f.y2[i] - f.y1[i], 0)} px, ${decimals(f.size[i], 1)}%`;
     const rows = [
-      ["Rank", `${f.rank[i]} of ${siblings(i).length}`], ["Score", decimals(f.score[i], 3)],
+      ["Rank", `${f.rank[i]}${summary.counts.shown < summary.counts.findings ? "" : ` of ${siblings(i).length}`}`], ["Score", decimals(f.score[i], 3)],
       ["Probability", decimals(f.probability[i], 3)], ["Box", size],
       ["Corners", `${decimals(f.x1[i], 0)}, ${decimals(f.y1[i], 0)} – ${decimals(f.x2[i], 0)}, ${decimals(f.y2[i], 0)}`],
       ["Image", `${count(f.width[f.image[i]])} × ${count(f.height[f.image[i]])} px`],
@@ -121,7 +121,7 @@
         if (place >= 0) go(place);
         else {
           gallery.select(`text=${encodeURIComponent(f.ids[f.image[i]])}`);
-          go(gallery.order.indexOf(k));
+          go(gallery.order.indexOf(k), false); // into another list, from which Back leads here
         }
       } }, `${f.name(k)}  ${decimals(f.probability[k])}`)))));
   }
@@ -131,6 +131,10 @@
     const [number, rest = ""] = query.split(/&(.*)/s);
     at = gallery.selectFor(rest, parseInt(number, 10));
     if (at < 0) { cxrReport.go("#gallery", true); return; }
+    const address = gallery.finding(at); // not the one that was asked for, where that has another list
+    if (address !== location.hash) history.replaceState(null, "", address);
+    const focused = document.activeElement?.id;
+    const scrolled = document.getElementById("panel")?.scrollTop ?? 0;
     const i = now(), image = f.image[i];
     const frame = element("div", { class: "frame", id: "frame" }, picture(image),
       element("canvas", { id: "map", hidden: true, "aria-hidden": "true" }), overlay(f.width[image], f.height[image],
@@ -148,11 +152,11 @@
       element("p", { class: "id", id: "image-id", title: f.ids[image] }, f.ids[image]),
       f.note[image] ? element("p", { class: "note", id: "image-note" }, f.note[image]) : null,
       element("div", { id: "mark", role: "group", "aria-label": "Mark" },
-        button({ "data-mark": "accept", onclick: () => marked("accept") }, "✓ Accept", "a"),
-        button({ "data-mark": "reject", onclick: () => marked("reject") }, "✕ Reject", "r"),
-        button({ "data-mark": "none", onclick: () => marked("none") }, "Clear", "c")),
+        button({ id: "mark-accept", "data-mark": "accept", onclick: (event) => event.detail > 1 || marked("accept") }, "✓ Accept", "a"),
+        button({ id: "mark-reject", "data-mark": "reject", onclick: (event) => event.detail > 1 || marked("reject") }, "✕ Reject", "r"),
+        button({ id: "mark-none", "data-mark": "none", onclick: () => marked("none") }, "Clear", "c")),
       element("div", { id: "layers", role: "group", "aria-label": "Layers" },
-        ...layers().map(([name, text]) => button({ "data-layer": name, disabled: name === "none", onclick: () => layer(name) }, text,
+        ...layers().map(([name, text]) => button({ id: `layer-${name}`, "data-layer": name, disabled: name === "none", onclick: () => layer(name) }, text,
           name === "all" ? "0" : parseInt(name, 10) ? name : ""))),
       element("p", { class: "quiet", id: "layer-note" }),
       element("div", { class: "toggles", role: "group", "aria-label": "Shown" },
@@ -165,6 +169,8 @@
       ...lens.controls(), facts(i), others(i),
       element("a", { id: "to-gallery", href: gallery.address(at) }, "Back to the gallery ", element("kbd", {}, "Esc")));
     main.replaceChildren(element("section", { class: "viewer" }, stage, panel));
+    panel.scrollTop = scrolled;
+    if (focused) document.getElementById(focused)?.focus();
     map = null;
     const width = f.width[image] || 1, height = f.height[image] || 1;
     lens.open([f.x1[i] / width, f.y1[i] / height, f.x2[i] / width, f.y2[i] / height], paint);
@@ -191,5 +197,5 @@
     return true;
   }
 
-  cxrReport.viewer = { show, key, mark };
+  cxrReport.viewer = { show, key, mark, current: now, refresh: paint };
 })();
