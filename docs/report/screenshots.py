@@ -22,8 +22,9 @@ with sync_playwright() as driver:
     browser = driver.chromium.launch(
         executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
     )
-    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    context = browser.new_context(viewport={"width": 1280, "height": 720})  # in which marks stay
     for name, (address, keys) in VIEWS.items():
+        page = context.new_page()
         page.goto(f"file://{INDEX}{address}")
         page.wait_for_selector("main:not([aria-busy])")
         for key in keys:
