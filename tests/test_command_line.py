@@ -230,8 +230,7 @@ def test_a_second_ctrl_c_ends_at_once(archive: Path, tmp_path: Path) -> None:
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        while "stopping behind" not in process.stderr.readline():
-            pass
+        assert any("stopping behind" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
     assert process.returncode == 130
