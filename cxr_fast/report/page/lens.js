@@ -13,7 +13,7 @@
   let zoom = 1, middle = [0.5, 0.5];
   let moved = false; // by the reader, from where it opened
   let target = null; // the corners of the box, in parts of the image
-  let changed = () => {};
+  let zoomed = () => {};
 
   const frame = () => document.getElementById("frame");
 
@@ -26,15 +26,19 @@
     return { stage: [width, height], whole: [whole, whole / ratio] };
   }
 
+  const limited = (at) => Math.min(Math.max(at, 1), MOST);
+
   function look(at, x, y) {
     const { stage, whole } = sizes();
-    zoom = Math.min(Math.max(at, 1), MOST);
+    const before = zoom;
+    zoom = limited(at);
     // No edge of the image comes further in than the stage's.
     middle = [x, y].map((value, k) => {
       const half = stage[k] / (2 * whole[k] * zoom);
       return half >= 0.5 ? 0.5 : Math.min(Math.max(value, half), 1 - half);
     });
     apply();
+    if (zoom !== before) zoomed();
   }
 
   function apply() {
@@ -45,7 +49,6 @@
     for (const [id, pressed] of [["toggle-near", near], ["toggle-inverted", tone.inverted]])
       document.getElementById(id).setAttribute("aria-pressed", String(pressed));
     for (const name of ["brightness", "contrast"]) document.getElementById(name).value = tone[name];
-    changed();
   }
 
   // The box in the middle, filling three fifths of the stage; or the whole image.
@@ -63,7 +66,7 @@
     const { whole } = sizes();
     moved = true;
     const before = zoom;
-    const after = Math.min(Math.max(zoom * factor, 1), MOST);
+    const after = limited(zoom * factor);
     const point = middle.map((value, k) => value + [dx, dy][k] / (whole[k] * before));
     look(after, ...point.map((value, k) => value - [dx, dy][k] / (whole[k] * after)));
   }
@@ -117,11 +120,12 @@
     ];
   }
 
-  // Of a finding whose stage and controls are on the page; then tells of every change.
-  function open(corners, onChange) {
+  // Of a finding whose stage and controls are on the page, before it is painted; tells of every zoom from then on.
+  function open(corners, onZoom) {
     target = corners;
-    changed = onChange;
+    zoomed = () => {};
     settle();
+    zoomed = onZoom;
   }
 
   addEventListener("resize", () => {

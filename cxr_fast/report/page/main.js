@@ -45,6 +45,8 @@
     show(address);
   }
 
+  const linkTo = (name) => document.querySelector(`nav [data-view=${name}]`).getAttribute("href");
+
   function onClick(event) {
     const link = event.target.closest?.("a[href^='#']");
     if (!link || event.button || event.ctrlKey || event.shiftKey || event.altKey || event.metaKey) return;
@@ -80,11 +82,11 @@
     const after = prefix;
     prefix = false;
     const goes = { o: "overview", g: "gallery", m: "marks" };
-    if (after && event.key in goes) go(document.querySelector(`nav [data-view=${goes[event.key]}]`).getAttribute("href"));
+    if (after && event.key in goes) go(linkTo(goes[event.key]));
     else if (event.key === "g") prefix = true;
     else if (event.key === "?") showHelp();
     else if (event.key === "/") {
-      if (view !== "gallery") go(document.querySelector("nav [data-view=gallery]").getAttribute("href"));
+      if (view !== "gallery") go(linkTo("gallery"));
       document.getElementById("filter-text").select();
     } else if (!views()[view].key?.(event.key)) return;
     event.preventDefault();

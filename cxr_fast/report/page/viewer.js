@@ -174,6 +174,7 @@
     map = null;
     const width = f.width[image] || 1, height = f.height[image] || 1;
     lens.open([f.x1[i] / width, f.y1[i] / height, f.x2[i] / width, f.y2[i] / height], paint);
+    paint();
     say(`${f.name(i)}, ${count(at + 1)} of ${count(gallery.order.length)}`);
     mapOf(i).then((found) => {
       if (now() === i && document.getElementById("map")) { map = found; paint(); }
